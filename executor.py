@@ -1,0 +1,759 @@
+"""
+executor.py: the only teacher. It runs programs that a model wrote and says what they return (arXiv 2505.03335,
+section 3.3.3: program integrity, safety, and determinism by Eq. 7).
+
+    with Executor() as ex:
+        [r] = ex.run([("def f(x):\n    return x[::-1]", "[1, 2]")])        # r.ok, r.value == "[2, 1]"
+
+The idea. What a program answers is truth for the whole system, so none of it may touch the system:
+
+    trainer      moves text and compares strings; it never parses, evaluates or unpickles what a model wrote
+      zygotes    small exec-ed interpreters, each with its own hash seed and address layout; they only fork and wait
+        child    compiles and runs a batch of plain programs, or one odd one, behind a kernel wall (seccomp, rlimits,
+                 Landlock): no file, socket, process or signal. Leaves lines in shared memory, and dies
+
+How a child died says what it could not (timeout, forbidden, crash). A value counts only if another zygote agrees.
+
+Where this differs from the paper (P) and from the authors' released code (C), and why:
+ 1) C calls f twice in one process, blind to hash order, addresses and kept state; and took its "Non-deterministic"
+    failure for success. Here each run is in a process with another seed: two of them, four where a set or a hash is
+    in play (two elements agree by chance half the time).
+ 2) C evaluates the solver's answer in the trainer. Here an answer is a literal, parsed in a child: literals().
+ 3) C and P compare with == inside the run, where an object whose __eq__ says True wins. Here only plain data comes
+    out, as text that the trainer compares; expected outputs never go down. Result.key is type-strict (1, 1.0 and True
+    differ); Result.loose is P's == (they are equal; so are 0.0 and -0.0, a set and a frozenset).
+ 4) C cuts outputs at 400 characters and keeps the stump as truth. Here an output is whole or an error.
+ 5) C pastes text into templates: the input `1) or (2`, or a program that defines repr, rewrites the test. Here an input
+    is parsed on its own and made afresh for each run; one that is no literal is evaluated in a scratch copy of the
+    program, so it cannot change what it is given to. Where an answer must be data, ask literals() first.
+ 6) C bans words in the source (the dotted ones never match; a function called process_input( is refused). Here imports
+    are an allow-list, a few names are refused for tidiness, and the kernel is the wall.
+ 7) C stops a run after 10 s of wall time; here after 0.2 s of CPU time, which a busy machine does not change.
+
+Covered: files, network, processes, signals, memory, endless loops (in C code, __repr__ and __del__ too), outputs too
+large, deep or cyclic, programs that spoil the next one, killed workers, a killed trainer.
+NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
+takes over its child can state any value of its own f, and read the texts it was sent with. A result that hangs on the
+recursion or memory limit is accepted. Total memory is up to 2 x workers x memory_mb. Without seccomp it refuses.
+
+Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
+"""
+import ast
+import builtins
+import codecs
+import ctypes
+import gc
+import importlib
+import marshal
+import mmap
+import opcode
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+import types
+from dataclasses import dataclass
+
+ZYGOTE = __name__ == "__main__" and sys.argv[1:2] == ["--zygote"]
+if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that only the trainer's side needs
+    import hashlib
+    import random
+    import subprocess
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+PROGRAM_BYTES = 8192   # longer programs and inputs are "syntax": rambling must not buy compile time
+INPUT_BYTES = 4096
+OUTPUT_CHARS = 8192    # longer outputs are "output", never cut
+DEPTH = 60             # nesting of an output; also what ends a cyclic one
+AREA = 1 << 20         # bytes of shared memory for the records of a batch; when full, the rest goes to another child
+SEEDS = (0, 58, 26, 260)   # PYTHONHASHSEED of the zygotes, fixed so that a run can be repeated. All must agree where
+                           # order may come from a hash; searched so that 98 % of pairs of letters, digits and short
+                           # words come in both orders (Python 3.11 and later; any four seeds give 88 %)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    ok: bool
+    value: str = ""    # repr of the output, sets sorted
+    key: str = ""      # equal keys = equal values of equal types: dicts sorted too, nan equals nan
+    loose: str = ""    # equal loose = equal by Python's ==, as the paper compares
+    error: str = ""    # '' syntax forbidden no_f timeout memory output nondeterministic crash, or an exception's name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a child: plain data in, plain data out
+
+class NotPlain(Exception):
+    """The output is no plain data, or is too long, too deep or cyclic."""
+
+
+class Forbidden(ImportError):
+    """Raised in a program that reaches for what it may not have. An ImportError: `try: import numpy` can fall back."""
+
+
+def plain(x, mode, seen, depth=0):
+    """The canonical text of x; mode is value, key or loose. `type(x) is`, not isinstance: __class__ can lie, and with
+    exact types no code of the program runs here. seen collects the types met; its length is the work done."""
+    kind = type(x)
+    seen.append(kind)
+    if x is None or kind in (int, str, bytes, bool, float, complex):
+        # 14000 bits are 4,200 digits: Python refuses to print more than 4,300
+        if kind is int and x.bit_length() > 14000 or kind in (str, bytes) and len(x) > OUTPUT_CHARS:
+            raise NotPlain
+        return loose_number(x) if mode == "loose" and kind in (bool, float, complex) else repr(x)
+    if kind not in (list, tuple, dict, set, frozenset) or depth == DEPTH:
+        raise NotPlain
+    if 3 * len(x) > OUTPUT_CHARS or len(seen) > OUTPUT_CHARS:     # an item is 3 characters or more: "1, "
+        raise NotPlain
+    if kind is dict:
+        items = [plain(k, mode, seen, depth + 1) + ": " + plain(v, mode, seen, depth + 1) for k, v in x.items()]
+        return "{" + ", ".join(items if mode == "value" else sorted(items)) + "}"
+    items = [plain(v, mode, seen, depth + 1) for v in x]
+    if kind is list:
+        return "[" + ", ".join(items) + "]"
+    if kind is tuple:
+        return "(" + ", ".join(items) + (",)" if len(items) == 1 else ")")
+    text = "{" + ", ".join(sorted(items)) + "}" if items else ""
+    return f"frozenset({text})" if kind is frozenset and mode != "loose" else text or "set()"
+
+
+def loose_number(x):
+    """One text for all numbers that are ==: 1, 1.0, True, 1+0j. nan too has one, though it is not == to itself."""
+    if type(x) is complex:
+        return loose_number(x.real) if x.imag == 0 else f"({loose_number(x.real)}, {loose_number(x.imag)}j)"
+    return repr(int(x)) if type(x) is bool or x.is_integer() else repr(x)
+
+
+def texts(x):
+    """(value, key, loose); of these the last two are empty where they repeat the one before, which is nearly always."""
+    seen = []
+    value = plain(x, "value", seen)
+    kinds = set(seen)
+    key = plain(x, "key", []) if dict in kinds else value
+    loose = key if kinds.isdisjoint((bool, float, complex, frozenset)) else plain(x, "loose", [])
+    if max(len(value), len(loose)) > OUTPUT_CHARS:
+        raise NotPlain
+    return value, "" if key == value else key, "" if loose == key else loose
+
+
+MAKERS = {"set": set, "frozenset": frozenset, "float": float, "range": range}
+
+
+def literal(node):
+    """The value of a literal's syntax tree. Beyond ast.literal_eval: inf, nan, frozenset({1}) and so on, as repr writes
+    them, and range. Anything else is a ValueError."""
+    kind = type(node)
+    if kind is ast.Constant and node.value is not ...:
+        return node.value
+    if kind in (ast.List, ast.Tuple, ast.Set):
+        items = [literal(e) for e in node.elts]
+        return items if kind is ast.List else tuple(items) if kind is ast.Tuple else set(items)
+    if kind is ast.Dict:
+        return {literal(k): literal(v) for k, v in zip(node.keys, node.values)}
+    if kind is ast.UnaryOp and type(node.op) in (ast.USub, ast.UAdd):
+        x = literal(node.operand)
+        if type(x) in (int, float, complex):
+            return -x if type(node.op) is ast.USub else x
+    if kind is ast.BinOp and type(node.op) in (ast.Add, ast.Sub):     # 1+2j
+        a, b = literal(node.left), literal(node.right)
+        if type(a) in (int, float) and type(b) is complex:
+            return a + b if type(node.op) is ast.Add else a - b
+    if kind is ast.Name and node.id in ("inf", "nan"):
+        return float(node.id)
+    if kind is ast.Call and type(node.func) is ast.Name and node.func.id in MAKERS and not node.keywords:
+        return MAKERS[node.func.id](*[literal(a) for a in node.args])
+    raise ValueError("not a literal")
+
+
+def arguments(args, program, space):
+    """The text between the brackets of f(...) -> positional, named. Parsed on its own: a bracket that closes the call
+    early does not give one call of `_`. The newline ends a trailing comment."""
+    tree = ast.parse("_(" + args + "\n)", mode="eval")
+    call = tree.body
+    if type(call) is not ast.Call or type(call.func) is not ast.Name or call.func.id != "_":
+        raise ValueError("not arguments")
+    try:
+        positional, named = [literal(a) for a in call.args], {k.arg: literal(k.value) for k in call.keywords}
+        if len(named) == len(call.keywords) and None not in named:     # not x=1, x=2 and not **
+            return positional, named
+    except ValueError:    # an expression, such as dict(a=1) or 'a' * 20: gated like a program, run in a scratch copy
+        pass
+    if any(type(node) is ast.NamedExpr for node in ast.walk(tree)):
+        raise ValueError("an input binds no names")
+    call.func.id = "<arguments>"     # a name that no program can spell
+    code = compile(tree, "<input>", "eval", dont_inherit=True)
+    if gate(code)[0] != "batch":
+        raise Forbidden
+    scratch = dict(space)
+    exec(program, scratch)
+    scratch["<arguments>"] = lambda *positional, **named: (positional, named)
+    return eval(code, scratch)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a child: the name gate. It keeps batches clean and verdicts clear. It is NOT the wall, so it may be wrong at times.
+
+MODULES = ("math cmath collections collections.abc itertools functools operator re heapq bisect string copy typing "
+           "__future__ abc enum dataclasses").split()
+HIDDEN = {"Formatter", "ForwardRef", "get_type_hints"}      # these follow attribute paths, or evaluate text
+NO_BUILTINS = "open eval exec compile input globals help breakpoint id".split()
+FORBIDDEN = set("""__subclasses__ __bases__ __base__ __mro__ mro __globals__ __builtins__ __loader__ __spec__ __code__
+    __closure__ __self__ __traceback__ __import__ __getattribute__ __reduce__ __reduce_ex__ tb_frame tb_next gi_frame
+    gi_code gi_yieldfrom cr_frame cr_code ag_frame ag_code f_back f_globals f_locals f_builtins f_code
+    _evaluate""".split())
+# What could reach a neighbour in the batch (classes, attributes of shared objects) gets a child of its own:
+OWN_CHILD = set("""type object super getattr setattr delattr vars locals register attrgetter methodcaller wraps abc enum
+    update_wrapper total_ordering cached_property singledispatchmethod final no_type_check no_type_check_decorator
+    runtime_checkable override overload dataclass_transform dataclasses evaluate""".split())
+op = opcode.opmap.get
+OWN_CHILD_OPS = {op("LOAD_BUILD_CLASS"), op("STORE_ATTR"), op("DELETE_ATTR"), op("MATCH_CLASS")}
+SET_OPS = {op("BUILD_SET"), op("SET_ADD"), op("SET_UPDATE")}
+SET_NAMES = set("set frozenset hash keys items".split())      # dict views make sets with & | ^ -
+
+
+def gate(code):
+    """-> lane (batch, own or forbidden), and whether order may come from a hash. Reads code objects, not text: these
+    show f-strings, decorators and every form of import, in 2 us; a syntax tree would cost 100."""
+    lane, sets, stack = "batch", False, [code]
+    while stack:
+        code = stack.pop()
+        names, ops = code.co_names, set(code.co_code[::2])
+        tuples = [c for c in code.co_consts if type(c) is tuple] if op("MATCH_CLASS") in ops else []
+        if not all(FORBIDDEN.isdisjoint(n) for n in [names, *tuples]):     # a class pattern keeps names in a tuple
+            return "forbidden", False
+        if not OWN_CHILD_OPS.isdisjoint(ops) or not OWN_CHILD.isdisjoint(names) or "__" in "".join(names):
+            lane = "own"
+        sets = sets or not SET_OPS.isdisjoint(ops) or not SET_NAMES.isdisjoint(names)
+        stack += [c for c in code.co_consts if type(c) is types.CodeType]
+    return lane, sets
+
+
+def refuse(*args, **kwargs):
+    raise Forbidden
+
+
+def allowed_builtins():
+    """The builtins a program sees. Its imports are copies of an allow-list's public names: the real modules hold `sys`
+    (re, typing, enum do) and tables (copy.dispatch_table), and would keep what a program sets on them."""
+    modules = {}
+    for name in MODULES:
+        real, modules[name] = importlib.import_module(name), types.ModuleType(name)
+        vars(modules[name]).update({k: v for k, v in vars(real).items() if not (
+            k.startswith("_") or k in HIDDEN or isinstance(v, (types.ModuleType, dict, list, set)))})
+    modules["collections"].abc = modules["collections.abc"]
+    real_getattr, attrgetter, methodcaller = getattr, modules["operator"].attrgetter, modules["operator"].methodcaller
+
+    def checked(name):
+        return refuse() if isinstance(name, str) and not FORBIDDEN.isdisjoint(name.split(".")) else name
+
+    def guarded_import(name, globals=None, locals=None, fromlist=(), level=0):
+        return refuse() if level or name not in modules else modules[name if fromlist else name.split(".")[0]]
+
+    modules["operator"].attrgetter = lambda *names: attrgetter(*[checked(n) for n in names])
+    modules["operator"].methodcaller = lambda name, *a, **k: methodcaller(checked(name), *a, **k)
+    return {**vars(builtins), **{name: refuse for name in NO_BUILTINS}, "__import__": guarded_import,
+            "print": lambda *args, **kwargs: None, "getattr": lambda x, name, *d: real_getattr(x, checked(name), *d)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a child: one run, and a batch of them
+
+ERROR_NAMES = {id(e): n for n, e in vars(builtins).items() if isinstance(e, type) and issubclass(e, BaseException)}
+real_mro = type.__dict__["__mro__"].__get__     # a metaclass may lie about __mro__, __name__ and __hash__
+
+
+class Last:
+    """The program compiled last: the inputs of one program stand together in a batch, and compile it once."""
+    program, code, lane, sets = "", None, "syntax", False
+
+
+def judge(program, args, space, own):
+    """Run f(args) -> error, value, key, loose; the error "own" asks for a child of its own. All that the program made
+    dies when this returns, with the timer still running: __del__ and `finally` can hang too."""
+    space, stage = dict(space), "parse"
+    try:
+        if program is None:         # an answer, see Executor.literals
+            return "", *texts(literal(ast.parse(args.strip(), mode="eval").body))
+        if Last.program != program:
+            Last.program, Last.lane = program, "syntax"
+            Last.code = compile(program, "<program>", "exec", dont_inherit=True)
+            Last.lane, Last.sets = gate(Last.code) if space["__builtins__"] is not builtins else ("own", True)
+        if Last.lane != "batch" and not (Last.lane == "own" and own):
+            return Last.lane, "", "", ""
+        positional, named = arguments(args, Last.code, space)
+        stage = "run"
+        exec(Last.code, space)
+        f = space.get("f")
+        return ("", *texts(f(*positional, **named))) if callable(f) else ("no_f", "", "", "")
+    except BaseException as e:
+        if type(e) in (NotPlain, Forbidden):
+            error = "output" if type(e) is NotPlain else "forbidden"
+        elif stage == "parse":      # mostly SyntaxError; but the parser has ValueError (NUL), RecursionError and more
+            error = "syntax"
+        else:
+            error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
+            if error == "MemoryError":     # in a batch a neighbour's leftovers may be to blame
+                error = "memory" if own else "own"
+        return error, "", "", ""
+    finally:
+        space.clear()               # f holds its globals, which hold f, and the collector is off
+
+
+def line(error, value="", key="", loose="", sets=False):
+    """A record. repr writes tabs and newlines as \\t and \\n, so fields and lines can be told apart."""
+    return "\t".join((error, value, key, loose, "sets" if sets else "")).encode()
+
+
+def child(jobs, own, area, space, timeout, raise_wall):
+    """The life of a fork; never returns. The timer counts CPU time and its default action kills: no exception that a
+    program could swallow, and C code cannot hold it up. The first 4 bytes of area tell how far it is written."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for fd in range(3):
+        os.close(fd)
+    raise_wall(len(jobs) * timeout)
+    end = 4
+    for program, args in jobs:
+        signal.setitimer(signal.ITIMER_PROF, timeout)
+        text = line(*judge(program, args, space, own), Last.sets or "{" in args or "set" in args) + b"\n"
+        if end + len(text) > AREA:
+            break
+        area[end:end + len(text)] = text
+        end += len(text)
+        area[:4] = end.to_bytes(4, "little")
+    os._exit(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The kernel wall
+
+# By machine: the audit arch; the calls a child may make (mmap mprotect munmap brk rt_sigreturn mremap madvise setitimer
+# exit futex clock_gettime exit_group getrandom); those that fail politely since honest code causes them (write open
+# openat: compile() looks for the source of a bad line). Any other call kills.
+SYSCALLS = {"x86_64": (0xC000003E, (9, 10, 11, 12, 15, 25, 28, 38, 60, 202, 228, 231, 318), (1, 2, 257)),
+            "aarch64": (0xC00000B7, (222, 226, 215, 214, 139, 216, 233, 103, 93, 98, 113, 94, 278), (64, 56))}
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+
+
+def seccomp_filter():
+    """A BPF program: load the arch, compare; load the number of the call, compare with each; kill."""
+    arch, allow, polite = SYSCALLS[os.uname().machine]
+    load, jump_if_equal, ret, kill = 0x20, 0x15, 0x06, 0x80000000
+    code = [(load, 0, 0, 4), (jump_if_equal, 1, 0, arch), (ret, 0, 0, kill), (load, 0, 0, 0)]
+    for number in allow + polite:
+        verdict = 0x7FFF0000 if number in allow else 0x00050001     # allow; errno EPERM
+        code += [(jump_if_equal, 0, 1, number), (ret, 0, 0, verdict)]
+    code = b"".join(struct.pack("HBBI", *c) for c in code + [(ret, 0, 0, kill)])
+    code_buffer = ctypes.create_string_buffer(code, len(code))
+    return ctypes.create_string_buffer(struct.pack("HP", len(code) // 8, ctypes.addressof(code_buffer))), code_buffer
+
+
+def guard(memory_mb, wall):
+    """Once in each zygote, inherited by its children. Returns the last step, which each child takes for itself."""
+    os.dup2(os.open(os.devnull, os.O_RDWR), 2)
+    os.closerange(3, 256)
+    sys.stdin = sys.stdout = sys.stderr = None
+    sys.meta_path.clear()     # nothing is imported from here on, so nothing looks at the disk
+    if os.getuid() == 0:
+        try:                  # root is exempt from NPROC and may signal anybody: become nobody
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        except OSError:
+            pass              # a container without that right; the seccomp filter does not ask who we are
+    libc = ctypes.CDLL(None)
+    if wall:
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        all_access = ctypes.c_uint64((1 << 13) - 1)     # Landlock: handle every file access and allow none; an extra
+        ruleset = libc.syscall(444, ctypes.byref(all_access), 8, 0)     # that kernels before 5.13 do not have
+        if ruleset >= 0:
+            libc.syscall(446, ruleset, 0)
+            os.close(ruleset)
+    program = seccomp_filter() if wall else None
+    for name, limit in ("AS", memory_mb << 20), ("FSIZE", 0), ("CORE", 0), ("NOFILE", 0):
+        try:
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
+        except (ValueError, OSError):
+            if wall:
+                raise         # without a wall the other limits still help: macOS has no RLIMIT_AS worth the name
+
+    def raise_wall(cpu_seconds):
+        resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds) + 2, int(cpu_seconds) + 3))     # if a timer fails
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        if wall and (libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                     or libc.prctl(PR_SET_SECCOMP, 2, program[0], 0, 0)):
+            os._exit(9)       # no wall, no run
+    return raise_wall
+
+
+def wall_stands(raise_wall):
+    """Behind it a child must be able to compute, fail to open, and die when it forks, signals or makes a socket."""
+    libc = ctypes.CDLL(None)
+    for trial, end in ((lambda: bytearray(1 << 20), 0), (lambda: libc.open(b"/", 0) < 0 or os._exit(8), 0),
+                       (os.fork, signal.SIGSYS), (lambda: os.kill(os.getpid(), 0), signal.SIGSYS),
+                       (lambda: libc.socket(2, 1, 0), signal.SIGSYS)):
+        pid = os.fork()
+        if not pid:
+            try:
+                raise_wall(1)
+                trial()
+            finally:
+                os._exit(0)
+        if os.waitpid(pid, 0)[1] != end:
+            return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The zygote: forks children, watches the clock, reads their records. It never looks into a program.
+
+class Watch:
+    """What the zygote's clock looks at, once a second."""
+    pid, deadline, killed = 0, 0.0, False
+
+
+def run_child(jobs, own, area, space, timeout, raise_wall):
+    """-> the lines a child left, and how it ended: '' or an error."""
+    area[:4] = bytes(4)
+    # Wall time, for a child that sleeps or got at its timer. Generous: a busy machine must not change a verdict.
+    Watch.deadline, Watch.killed = time.monotonic() + len(jobs) * (2 + 10 * timeout), False
+    pid = os.fork()
+    if not pid:
+        try:
+            child(jobs, own, area, space, timeout, raise_wall)
+        finally:
+            os._exit(1)
+    Watch.pid = pid
+    status = os.waitpid(pid, 0)[1]
+    Watch.pid = 0
+    lines = area[4:int.from_bytes(area[:4], "little")].split(b"\n")[:-1][:len(jobs)]     # whole ones, and no more
+    if os.WIFSIGNALED(status):
+        ends = {signal.SIGPROF: "timeout", signal.SIGXCPU: "timeout", signal.SIGSYS: "forbidden",
+                signal.SIGKILL: "timeout" if Watch.killed else "killed"}
+        return lines, ends.get(os.WTERMSIG(status), "crash")
+    return lines, "" if lines and status == 0 else "crash"
+
+
+def serve(jobs, own, *how):
+    """The lines of a request. What ends a batch is blamed on the program that ran then only once it has ended a child
+    of its own too (a timeout is its own for sure); the programs behind it go to a new child."""
+    lines, alone, todo = [b""] * len(jobs), [], list(range(len(jobs)))
+    if own:
+        alone, todo = todo, []
+    while todo:
+        done, end = run_child([jobs[i] for i in todo], False, *how)
+        for i, text in zip(todo, done):
+            lines[i] = text
+            if text.startswith(b"own\t"):
+                alone.append(i)
+        todo = todo[len(done):]
+        if end and todo:
+            i = todo.pop(0)
+            lines[i] = line(end)
+            if end != "timeout":
+                alone.append(i)
+    for i in alone:
+        for _ in range(3):     # "killed": from outside, say by a system short of memory. Not the program's doing
+            done, end = run_child([jobs[i]], True, *how)
+            if end != "killed":
+                break
+        lines[i] = done[0] if done else line("crash" if end == "killed" else end)
+    return b"\n".join(lines)
+
+
+def send(pipe, data):
+    pipe.write(len(data).to_bytes(4, "little") + data)
+    pipe.flush()
+
+
+def receive(pipe):
+    size = pipe.read(4)
+    data = pipe.read(int.from_bytes(size, "little"))
+    if len(size) < 4 or len(data) < int.from_bytes(size, "little"):
+        raise EOFError
+    return data
+
+
+def zygote(timeout, memory_mb, gated, wall, trainer):
+    """Runs as `python executor.py --zygote ...`. Reads a request whole before it answers, so the pipes cannot lock up.
+    Ends when its request pipe closes or the trainer is gone."""
+    space = {"__name__": "program", "__builtins__": allowed_builtins() if gated else builtins}
+    for encoding in "ascii latin-1 utf-16 utf-32 utf-8-sig cp1252 shift_jis gbk raw_unicode_escape".split():
+        codecs.lookup(encoding)
+    importlib.import_module("unicodedata")     # the compiler wants it for names beyond ASCII
+    for _ in range(20):     # the first compile in a process builds tables that otherwise each child would build again
+        for sample in "def f(x):\n    return {k: [k] for k in x}", "class C: pass\ndef f(x): return 1 +":
+            Last.program = None
+            line(*judge(sample, "[1, -2.5, 'a', {1: (2,)}]", space, True))
+
+    def tick(signum, frame):
+        if os.getppid() != trainer:     # PDEATHSIG would do, but it fires when the *thread* that started us ends.
+            os._exit(0)                 # A child dies with us by its own PDEATHSIG, without a wall by its timer
+        if Watch.pid and time.monotonic() > Watch.deadline:
+            Watch.killed = True
+            os.kill(Watch.pid, signal.SIGKILL)
+    signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
+    area, requests, answers = mmap.mmap(-1, AREA), open(0, "rb"), open(1, "wb")
+    try:
+        raise_wall = guard(memory_mb, wall)
+        answer = "yes" if not wall or wall_stands(raise_wall) else "the filter does not hold"
+    except Exception as e:
+        answer = f"{type(e).__name__}: {e}"
+    gc.collect()
+    gc.freeze()     # no collection in a child touches, and so copies, the zygote's pages
+    gc.disable()
+    try:
+        send(answers, answer.encode())
+        while answer == "yes":
+            jobs, own = marshal.loads(receive(requests))
+            send(answers, serve(jobs, own, area, space, timeout, raise_wall))
+    except (EOFError, BrokenPipeError):
+        os._exit(0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The trainer's side: text in, text out
+
+@dataclass(slots=True)
+class Job:
+    program: str             # None for an answer
+    args: str
+    key: bytes               # its name in the cache
+    line: bytes = b""        # what its first run said
+    result: Result = None
+    sets: bool = False
+
+
+class Executor:
+    """workers: pairs of zygotes at work at a time. timeout: CPU seconds of a run. memory_mb: address space of a child,
+    the interpreter's 30 MB included. batch: programs a child; 1 buys full isolation at a tenth of the speed. gate=False
+    drops the name gate and hands out the real builtins: only to test the wall. Any thread may call run()."""
+
+    def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, batch=128, cache_mb=64, gate=True):
+        self.workers, self.batch = workers or max(1, (os.cpu_count() or 2) // 2), batch
+        self.settings = [str(s) for s in (timeout, memory_mb, int(gate), int(not unsafe), os.getpid())]
+        self.cache, self.old_cache, self.cache_size, self.cache_limit = {}, {}, 0, cache_mb << 19
+        self.replaced = 0     # zygotes that died and were started again
+        if unsafe:
+            print("executor: --unsafe_executor: NO KERNEL WALL; programs are held by rlimits and processes only",
+                  file=sys.stderr, flush=True)
+        self.zygotes = [self.start(i) for i in range(max(len(SEEDS), 2 * self.workers))]
+        self.free = set(range(len(self.zygotes)))
+        self.changed = threading.Condition()     # guards free and the cache
+        self.lanes, self.caller = ThreadPoolExecutor(2 * self.workers), ThreadPoolExecutor(1)
+        for z in self.zygotes:
+            try:
+                answer = receive(z.stdout).decode()
+            except EOFError:
+                answer = "it did not start"
+            if answer != "yes":
+                self.close()
+                raise RuntimeError(f"executor: no seccomp wall stands on this system ({answer}), so model-written "
+                                   "programs would run unguarded; to run them with rlimits and processes only, pass "
+                                   "--unsafe_executor (Executor(unsafe=True))")
+
+    def start(self, i):
+        flags = "-S -s -P -W ignore" if sys.version_info >= (3, 11) else "-S -s -W ignore"     # -I, -E drop the seed
+        return subprocess.Popen([sys.executable, *flags.split(), os.path.abspath(__file__), "--zygote", *self.settings],
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
+                                env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def close(self):
+        zygotes, self.zygotes = self.zygotes, []
+        for z in zygotes:
+            z.kill()
+            z.communicate()
+        self.lanes.shutdown()
+        self.caller.shutdown()
+
+    def run(self, jobs, check=True):
+        """[(program, args), ...] -> [Result, ...], in order. check=False: one run, no test of determinism."""
+        return self.results(jobs, check)
+
+    def literals(self, answers):
+        """Canonicalise answers, each of which must be a literal as repr writes it."""
+        return self.results([(None, text) for text in answers], False)
+
+    def submit(self, jobs, check=True):
+        """run() in the background, for sampling meanwhile: submit(jobs).result() is what run(jobs) returns."""
+        return self.caller.submit(self.run, jobs, check)
+
+    def results(self, jobs, check):
+        if not self.zygotes:
+            raise RuntimeError("executor: it is closed")
+        keys, found = [], {None: Result(False, error="syntax")}
+        together = {}     # the inputs of one program side by side, to compile it once
+        with self.changed:
+            for program, args in jobs:
+                key = job_key(program, args, check)
+                keys.append(key)
+                if key not in found:
+                    found[key] = self.cache.get(key) or self.old_cache.get(key)
+                    if not found[key]:
+                        together.setdefault(program, []).append(Job(program, args, key))
+        fresh = [job for group in together.values() for job in group]
+        # Pieces small enough that endless programs spread over the workers, large enough to make forks cheap
+        size = max(8, min(self.batch, len(fresh) // (8 * self.workers) + 1))
+        pieces = [fresh[i:i + size] for i in range(0, len(fresh), size)]
+        for _ in self.lanes.map(self.settle, pieces, [check] * len(pieces)):
+            pass     # an exception in a lane surfaces here
+        with self.changed:
+            for job in fresh:
+                found[job.key] = r = job.result
+                if r.error != "crash":     # that may have been our fault
+                    self.cache[job.key] = r
+                    self.cache_size += 400 + len(r.value) + len(r.key) + len(r.loose)
+            if self.cache_size > self.cache_limit:     # two generations: the older half is dropped whole
+                self.old_cache, self.cache, self.cache_size = self.cache, {}, 0
+        return [found[key] for key in keys]
+
+    def settle(self, jobs, check):
+        """Run jobs; then those that gave a value again, each time in another process and backwards, so that what one
+        program did to the next is not repeated."""
+        seen = set()
+        for job, job.line in zip(jobs, self.ask(jobs, seen)):
+            job.result, job.sets = decode(job.line)
+        for run in range(1, len(SEEDS) if check else 1):
+            jobs = [job for job in reversed(jobs) if job.result.ok and (run == 1 or job.sets)]
+            for job, text in zip(jobs, self.ask(jobs, seen) if jobs else ()):
+                if text != job.line:
+                    error = decode(text)[0].error
+                    if error not in ("timeout", "memory", "crash"):
+                        error = "nondeterministic"
+                    job.result = Result(False, error=error)
+
+    def ask(self, jobs, seen):
+        """Send jobs to a free zygote whose seed they have not seen -> their lines. A zygote that died is replaced, and
+        another one asked; nine deaths in a row are beyond any program."""
+        data = marshal.dumps(([(job.program, job.args) for job in jobs], self.batch == 1))
+        for _ in range(9):
+            with self.changed:
+                while not self.free - seen:
+                    self.changed.wait()
+                i = min(self.free - seen)
+                self.free.remove(i)
+            try:
+                z = self.zygotes[i]
+                send(z.stdin, data)
+                lines = receive(z.stdout).split(b"\n")
+                seen.update(range(i % len(SEEDS), len(self.zygotes), len(SEEDS)))
+                return lines
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                if not self.zygotes:
+                    raise RuntimeError("executor: closed while programs were running")
+                z.kill()
+                z.communicate()     # closes the pipes and waits
+                self.zygotes[i] = self.start(i)
+                self.replaced += 1
+                try:
+                    receive(self.zygotes[i].stdout)     # its "yes"
+                except EOFError:
+                    pass     # killed at birth: whoever asks it next will find out
+            finally:
+                with self.changed:
+                    self.free.add(i)
+                    self.changed.notify_all()
+        return [b""] * len(jobs)
+
+
+def job_key(program, args, check):
+    """The name of a job in the cache; None where a text is too long, or no text at all."""
+    try:
+        code, data = (program or "").encode(), args.encode()
+    except UnicodeEncodeError:     # a lone surrogate: no source file could hold it
+        return None
+    if len(code) > PROGRAM_BYTES or len(data) > INPUT_BYTES:
+        return None
+    head = b"%d %d %d " % (check, program is None, len(code))
+    return hashlib.blake2b(head + code + data, digest_size=16).digest()
+
+
+def decode(text):
+    """A line -> its Result, and whether its order may come from a hash. A program that took over its child may have
+    written it: it is only text, and only compared."""
+    if text.count(b"\t") != 4:
+        return Result(False, error="crash"), False
+    error, value, key, loose, sets = text.decode("utf-8", "replace").split("\t")
+    if error or max(len(value), len(key), len(loose)) > OUTPUT_CHARS:
+        return Result(False, error=error if error.isidentifier() and len(error) < 64 else "crash"), False
+    key = key or value
+    return Result(True, value, key, loose or key), sets == "sets"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How fast, and what it says
+
+def small_programs(n, seed=0):
+    """n different small programs of the kind a small model writes, each with an input."""
+    draw = random.Random(seed)
+    lines = ("x = x[::-1]", "x = x + [{}]", "x = [v * {} for v in x]", "x = sorted(x)", "x = x[{}:]", "x.append({})",
+             "x = [v for v in x if v > {}]", "x = x + x[:{}]")
+    return [("def f(x):\n" + "".join(f"    {draw.choice(lines).format(draw.randrange(9))}\n" for _ in range(i % 4 + 1))
+             + f"    return x + [{i}]", repr([draw.randrange(10) for _ in range(i % 5 + 1)])) for i in range(n)]
+
+
+def bench(seconds=4.0, workers=None):
+    """-> programs a second, checked (two runs each or more) and unchecked, beside a fresh interpreter for each (the
+    usual way, one run); and the seconds for 1,000 programs of which 10 are endless, at the default limit."""
+    def per_second(run, jobs, step=1000):
+        start, done = time.perf_counter(), 0
+        while done < len(jobs) and time.perf_counter() - start < seconds / 4:
+            run(jobs[done:done + step])
+            done += step
+        return done / (time.perf_counter() - start)
+
+    def fresh(jobs):
+        for program, args in jobs:
+            subprocess.run([sys.executable, "-c", f"{program}\nprint(repr(f({args})))"], capture_output=True)
+
+    jobs, mixed = small_programs(40_000), small_programs(1000, seed=1)
+    mixed[::100] = [(f"def f(x):\n    while True:\n        x = {i}", "0") for i in range(10)]
+    with Executor(workers) as ex:
+        ex.run(small_programs(500, seed=2))
+        checked = per_second(ex.run, jobs)
+        single = per_second(lambda part: ex.run(part, check=False), jobs)
+        start = time.perf_counter()
+        ex.run(mixed)
+        endless = time.perf_counter() - start
+    naive = per_second(fresh, jobs, step=5)
+    return {"checked_per_s": checked, "single_per_s": single, "fresh_process_per_s": naive, "ratio": checked / naive,
+            "endless_1pct_s": endless}
+
+
+def main():
+    shown = [("reverses a list", "def f(x):\n    return x[::-1]", "[1, 2, 3]"),
+             ("adds 1 to a string", "def f(x):\n    return x + 1", "'a'"),
+             ("never ends, in C code", "def f():\n    return sum(range(10 ** 15))", ""),
+             ("climbs to object", "def f():\n    return ().__class__.__base__.__subclasses__()", ""),
+             ("opens a file", "def f():\n    return open('/etc/passwd').read()", ""),
+             ("imports os", "import os\ndef f():\n    return os.getpid()", ""),
+             ("order of a set", "def f(s):\n    return ''.join(set(s))", "'absolute'"),
+             ("memory bomb", "def f():\n    return [0] * 10 ** 10", ""),
+             ("output bomb", "def f():\n    return 'a' * 10 ** 6", ""),
+             ("equal to everything", "class Y:\n    __eq__ = lambda self, x: True\ndef f():\n    return Y()", ""),
+             ("input closes the call", "def f(x):\n    return x", "1) or (2")]
+    with Executor(unsafe="--unsafe_executor" in sys.argv) as ex:
+        for (what, program, args), r in zip(shown, ex.run([job[1:] for job in shown])):
+            print(f"{what:22} -> {r.value if r.ok else r.error}")
+        numbers = ex.literals(["1", "1.0", "True"])
+        print("1, 1.0, True: keys", *(r.key for r in numbers), "- loose", *(r.loose for r in numbers))
+    b = bench(1.6)
+    print(f"{b['checked_per_s']:,.0f} checked programs a second ({b['single_per_s']:,.0f} unchecked), "
+          f"{b['ratio']:.0f}x a fresh process each;\n1,000 programs with 1 % endless: {b['endless_1pct_s']:.2f} s")
+
+
+if __name__ == "__main__":
+    if ZYGOTE:
+        timeout, memory_mb, gated, wall, trainer = sys.argv[2:]
+        zygote(float(timeout), int(memory_mb), gated == "1", wall == "1", int(trainer))
+    else:
+        main()

@@ -1,0 +1,515 @@
+"""
+model.py: the network, its tokenizer and its sampler (the policy pi of paper section 3.1; arXiv 2505.03335).
+
+One decoder-only transformer plays both roles, so everything here is ordinary: tokens in, next-token log-probs out.
+What is worth reading is the sampler. Each rollout carries about one bit of reward, so rollouts a second ARE the
+learning speed, and most of a step is spent here. Beside each fast path stands the slow, obvious one:
+`generate_naive` is the specification of `generate` in a dozen lines, and a test ties them token for token.
+
+Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM, flash-attention):
+1) The network is tiny and starts from random weights; train.py warms it up on generated programs (its "pretraining").
+   The block is the one of published decoders (RMSNorm, rotary positions, grouped keys, QK norm, gated MLP, as in
+   Qwen3), with head_dim and the MLP width as separate fields, so that such weights could be loaded by renaming.
+2) The vocabulary is ours: 256 bytes, then Python pieces, then role tokens. tiktoken does the splitting, nothing is
+   downloaded. A 50k vocabulary would make the head and the embedding 50 times larger than all layers together.
+3) Log-probs are returned by the sampler itself and equal those of the training forward (test: 1e-3 in float32).
+
+Try:  python model.py          # fast and naive sampling: same tokens, both speeds
+"""
+import math
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import tiktoken
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokenizer: ids 0-255 are the bytes, then PIECES, then SPECIAL. Longest piece first; no merges need training, because
+# tiktoken turns a regex match that is in the ranks into one token. Digits stay one token each, so numbers are
+# spelled the way arithmetic is done.
+
+PIECES = [
+    # program frame and lines; the newline with its indentation is part of the piece, so a line starts with one token
+    "def f(x):", "def f(", "\n    return x", "\n    return ", "\n    x = ", "\n    y = ", "\n    ", "\n        ",
+    "\n        x = ", "\n        y = ", "\n    for v in x:", "\n    for ", "\n    if ", "\n        if ", "\n    else:",
+    "\n    elif ", "\n    while ", "\n            ", "\n", "  # ", "    ",
+    # operators and brackets
+    " + ", " - ", " * ", " // ", " % ", " == ", " != ", " > ", " < ", " >= ", " <= ", " = ", " += ", " -= ",
+    ", ", ": ", "'", "''", "[]", "()", "[", "]", "(", ")", "{", "}", "'.join(", "): ",
+    # expressions over x and over an element
+    "x[::-1]", "x[1:]", "x[:-1]", "x[:", "x[", ":]", "x[0]", "x[-1]", "x + x", "x + ", "x - ", "x * ", "x // ", "x % ",
+    "sorted(x)", "sorted(", "sum(x)", "len(x)", "max(x)", "min(x)", "abs(x)", "set(", "list(", "str(x)", "str(",
+    "int(", "len(", "sum(", "max(", "min(", "range(", "range(x)", "abs(", "reversed(", "reverse=True)", "enumerate(",
+    "[v", " for v in x", " for v in ", " if v", "v", "v + ", "v - ", "v * ", "v % ", "v // ", " if x", " if ", " else ",
+    " else x", "x == ", "x > ", "x < ", " in x", " not in ", " in ", " and ", " or ", "not ", "x", "y",
+    "x.upper()", "x.lower()", "x.swapcase()", "x.title()", "x.replace(", "x.count(", "x.index(", "x.find(", "x.strip(",
+    "x.split(", ".append(", ".count(", ".replace(", ".upper()", ".lower()", ".join(", ".split(", "-", "None", "True",
+    "False", "return ", "lambda ", "import ", "while ", "for ", "if ",
+    # words of the message channel (selfplay.py); a word and the space before it are one token
+    " reverse", " add", " sub", " mul", " mod", " div", " sort", " drop", " keep", " map", " filter", " sum", " len",
+    " max", " min", " first", " last", " append", " prepend", " double", " upper", " lower", " swap", " replace",
+    " count", " repeat", " if", " loop", " range", " pair", " abs", " str", " int", " list",
+]
+ROLES = ["<|propose_deduction|>", "<|propose_abduction|>", "<|propose_induction|>",
+         "<|solve_deduction|>", "<|solve_abduction|>", "<|solve_induction|>"]
+SPECIAL = ["<|pad|>", "<|end|>", *ROLES, "<|program|>", "<|input|>", "<|output|>", "<|message|>", "<|think|>",
+           "<|try|>", "<|right|>", "<|wrong|>", "<|answer|>"]
+
+
+def _tokenizer():
+    pieces = list(dict.fromkeys(p for p in PIECES if len(p.encode()) > 1))  # single characters are bytes already
+    ranks = {bytes([i]): i for i in range(256)}
+    ranks.update({p.encode(): 256 + i for i, p in enumerate(pieces)})
+    special = {s: len(ranks) + i for i, s in enumerate(SPECIAL)}
+    # (?s:.) takes any other character; outside the ranks tiktoken falls back to its bytes
+    pattern = "|".join(re.escape(p) for p in sorted(pieces, key=len, reverse=True)) + r"|(?s:.)"
+    return tiktoken.Encoding("nanoazr", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special), special
+
+
+TOKENIZER, ID = _tokenizer()  # ID["<|end|>"] -> token id
+VOCAB_SIZE = TOKENIZER.n_vocab
+PAD, END = ID["<|pad|>"], ID["<|end|>"]
+assert PAD != END, "the end token must keep its gradient, so it cannot double as padding"
+
+
+@lru_cache(maxsize=200_000)
+def _encode(text):
+    return tuple(TOKENIZER.encode_ordinary(text))
+
+
+def encode(text):
+    """Text -> list of ids. Role tokens written out in the text stay plain characters: only our own code may place
+    them, else a proposed program could forge the end of a prompt. A lone surrogate becomes '?'-like bytes."""
+    return list(_encode(text))
+
+
+def decode(ids):
+    """List of ids -> text; role tokens are shown by name, bytes that are not UTF-8 as the replacement character."""
+    return TOKENIZER.decode([int(i) for i in ids], errors="replace")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The transformer
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int = VOCAB_SIZE
+    block_size: int = 320      # longest sequence, prompt + reply, in tokens
+    n_layer: int = 2
+    n_head: int = 4
+    n_embd: int = 128          # d: width of the residual stream
+    n_kv_head: int = 2         # keys and values shared by n_head / n_kv_head query heads; a smaller cache decodes faster
+    head_dim: int = 0          # 0: n_embd // n_head
+    n_inner: int = 0           # width of the gated MLP; 0: 8/3 of n_embd, rounded up to a multiple of 32
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    qk_norm: bool = True       # steadies the logits at the high learning rates a small model wants
+    tied: bool = False         # share embedding and head
+
+    def __post_init__(self):
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        self.n_inner = self.n_inner or -(-self.n_embd * 8 // 3 // 32) * 32
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim", "n_inner"):
+            assert getattr(self, name) > 0, f"GPTConfig.{name} must be positive, not {getattr(self, name)}"
+        assert self.n_head % self.n_kv_head == 0, "n_head must be a multiple of n_kv_head"
+        assert self.head_dim % 2 == 0, "head_dim must be even: rotary positions turn pairs of channels"
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, with the weight cast to the input's type: under autocast the mixed call would leave the fused kernel."""
+
+    def forward(self, x):
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def rotate(x, cos, sin):
+    """Rotary positions: turn channel pairs (i, i + hd/2) by an angle that grows with the position. x (..., hd)."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.c = c
+        self.norm1 = RMSNorm(c.n_embd, c.norm_eps)
+        self.qkv = nn.Linear(c.n_embd, (c.n_head + 2 * c.n_kv_head) * c.head_dim, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps)
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps)
+        self.proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=False)
+        self.norm2 = RMSNorm(c.n_embd, c.norm_eps)
+        self.gate_up = nn.Linear(c.n_embd, 2 * c.n_inner, bias=False)
+        self.down = nn.Linear(c.n_inner, c.n_embd, bias=False)
+
+    def heads(self, x, cos, sin):
+        """x (B, T, C) -> q (B, KV, G, T, hd), k (B, KV, T, hd), v (B, KV, T, hd), where G = n_head / n_kv_head."""
+        c, (B, T, _) = self.c, x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(B, T, -1, c.head_dim).split([c.n_head, c.n_kv_head, c.n_kv_head], 2)
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        q = q.view(B, T, c.n_kv_head, -1, c.head_dim).permute(0, 2, 3, 1, 4)
+        return q, k.transpose(1, 2), v.transpose(1, 2)
+
+    def attend(self, q, k, v, bias):
+        """Attention written out: at these widths two batched products beat scaled_dot_product_attention on a CPU
+        (45k against 32k tokens/s in training). q (B, KV, G, T, hd), k and v (B, KV, S, hd), bias (..., T, S) holds
+        0 or -inf; returns (B, T, n_head * hd)."""
+        B, KV, G, T, hd = q.shape
+        att = torch.bmm(q.reshape(B * KV, G * T, hd), k.reshape(B * KV, -1, hd).transpose(1, 2))
+        att = att.view(B, KV, G, T, -1) * hd ** -0.5 + bias
+        att = att.softmax(-1).to(v.dtype).view(B * KV, G * T, -1)
+        y = torch.bmm(att, v.reshape(B * KV, -1, hd)).view(B, KV, G, T, hd)
+        return y.permute(0, 3, 1, 2, 4).reshape(B, T, -1)
+
+    def finish(self, x, y):
+        """Add the attention output y and the gated MLP to the residual stream x."""
+        x = x + self.proj(y)
+        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = c = config
+        self.embed = nn.Embedding(c.vocab_size, c.n_embd)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+        self.norm = RMSNorm(c.n_embd, c.norm_eps)
+        self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
+        if c.tied:
+            self.head.weight = self.embed.weight
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                nn.init.normal_(p, std=0.02 if "embed" in name else c.n_embd ** -0.5 * 0.5)
+            if name.endswith(("proj.weight", "down.weight")):
+                nn.init.zeros_(p)  # each block starts as the identity (muP-like; faster in modded-nanogpt's records)
+        angles = torch.outer(torch.arange(c.block_size).float(),
+                             c.rope_theta ** (-torch.arange(0, c.head_dim, 2).float() / c.head_dim))
+        self.register_buffer("cos", angles.cos()[:, None], persistent=False)  # (block_size, 1, hd/2)
+        self.register_buffer("sin", angles.sin()[:, None], persistent=False)
+
+    def forward(self, idx, select=None, cache=None):
+        """idx (B, T), right-padded -> logits (B, T, V); with select, a bool mask (B, T), only those rows: (M, V).
+
+        Padding needs no mask: it stands to the right of everything real, where causal attention never looks. The
+        head is a fifth of a small model's work and prompts need none of it, hence `select`. cache, a list, collects
+        each layer's (k, v), the sampler's prefill."""
+        B, T = idx.shape
+        assert T <= self.config.block_size, f"sequence of {T} tokens, block_size is {self.config.block_size}"
+        bias = torch.full((T, T), -math.inf, device=idx.device).triu(1)
+        cos, sin, x = self.cos[:T], self.sin[:T], self.embed(idx)
+        for block in self.blocks:
+            q, k, v = block.heads(x, cos, sin)
+            if cache is not None:
+                cache.append((k, v))
+            x = block.finish(x, block.attend(q, k, v, bias))
+        x = self.norm(x)
+        return self.head(x if select is None else x[select])
+
+    def num_params(self):
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self, context):
+        """Forward FLOPs a token: 2 a weight (the embedding is a look-up), plus scores and values over `context`."""
+        c = self.config
+        return 2 * (self.num_params() - self.embed.weight.numel() * (not c.tied)) \
+            + 4 * c.n_layer * c.n_head * c.head_dim * context
+
+
+def logprobs(model, idx, mask, temperature=1.0):
+    """Log-probs of the tokens of idx (B, T) where mask (B, T) is true, in row order: (M,), float32. mask[:, 0] must be
+    false (nothing predicts the first token). Also returns the entropy (M,) of each prediction, detached."""
+    select = torch.zeros_like(mask)
+    select[:, :-1] = mask[:, 1:]                                   # the prediction of token t sits at t - 1
+    logp = F.log_softmax(model(idx, select).float() / temperature, -1)
+    entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
+    return logp.gather(-1, idx[mask][:, None])[:, 0], entropy
+
+
+def pad_rows(rows, multiple=16, device="cpu"):
+    """Lists of ids -> (B, T) right-padded, T rounded up to `multiple`, so that few distinct shapes occur."""
+    T = -(-max(map(len, rows)) // multiple) * multiple
+    out = torch.full((len(rows), T), PAD, dtype=torch.long)
+    for i, row in enumerate(rows):
+        out[i, :len(row)] = torch.tensor(row, dtype=torch.long)
+    return out.to(device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sampling
+
+
+def pick(logits, u, temperature):
+    """Next tokens (B,) and their log-probs (B,) from logits (B, V) and uniforms u (B,).
+
+    Inverse-CDF sampling: the token whose slice of the cumulated probabilities contains u. One uniform a token, drawn
+    beforehand, makes a rollout independent of its neighbours, of batching and of compaction; and a uniform costs
+    far less than the V exponentials of the Gumbel trick (1.4 ms a step at B = 256, V = 384 on one core)."""
+    logp = F.log_softmax(logits.float() / (temperature or 1.0), -1)
+    if temperature == 0:
+        token = logp.argmax(-1)
+    else:
+        cdf = logp.exp().cumsum(-1)
+        token = (cdf < u[:, None] * cdf[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    return token, logp.gather(-1, token[:, None])[:, 0]
+
+
+def uniforms(rows, steps, seed):
+    return torch.rand(rows, steps, generator=torch.Generator().manual_seed(seed))
+
+
+def _check(model, prompts, max_new_tokens):
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    if prompts and min(map(len, prompts)) == 0:
+        raise ValueError("an empty prompt: give each at least one token")
+    if longest > model.config.block_size:
+        raise ValueError(f"prompt + max_new_tokens = {longest} tokens, more than block_size {model.config.block_size}")
+
+
+@torch.inference_mode()
+def generate_naive(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, stop=END):
+    """The specification of `generate`: one row at a time, the whole sequence again for every token, no cache."""
+    _check(model, prompts, max_new_tokens)
+    device, tokens, logps = next(model.parameters()).device, [], []
+    u = uniforms(len(prompts) * tries, max_new_tokens, seed)
+    for r in range(len(prompts) * tries):
+        row, lps = list(prompts[r // tries]), []
+        while len(lps) < max_new_tokens and (not lps or row[-1] != stop):
+            logits = model(torch.tensor([row], device=device))[:, -1]
+            token, logp = pick(logits, u[r, len(lps)][None].to(device), temperature)
+            row.append(token.item())
+            lps.append(logp.item())
+        tokens.append(row[len(prompts[r // tries]):])
+        logps.append(lps)
+    return tokens, logps
+
+
+@torch.inference_mode()
+def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, stop=END, rows=0, threads=0):
+    """Sample `tries` replies to each prompt. prompts: lists of ids of any lengths. Returns (tokens, logps), two lists of
+    len(prompts) * tries lists, the tries of one prompt side by side; a reply ends with `stop` or after max_new_tokens.
+
+    How it is fast: prompts are sorted by length and cut into chunks of about `rows` rows; a chunk's prompts are read
+    once (prefill) and their cache rows copied to all tries; then one decode step a token over a static KV cache. On a
+    CPU, finished rows are compacted away and chunks run on `threads` threads (torch releases the interpreter lock
+    inside an operation). On CUDA a decode step is one captured graph, and the host looks only now and then."""
+    _check(model, prompts, max_new_tokens)
+    if not prompts:
+        return [], []
+    device = next(model.parameters()).device
+    rows = rows or (2048 if device.type == "cuda" else 256)
+    threads = threads or (1 if device.type == "cuda" else THREADS)
+    u = uniforms(len(prompts) * tries, max_new_tokens, seed)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    size = max(1, min(rows // tries, -(-len(order) // threads)))  # prompts a chunk: no thread is left without one
+    chunks = [order[i:i + size] for i in range(0, len(order), size)]
+    decode_chunk = _decode_static if device.type == "cuda" else _decode_cpu
+
+    def work(chunk):
+        with torch.inference_mode():  # thread-local, so each thread enters it
+            where = [i * tries + t for i in chunk for t in range(tries)]
+            return where, *decode_chunk(model, [prompts[i] for i in chunk], max_new_tokens, temperature, tries,
+                                        u[where], stop)
+    # longest first: the short chunks fill the gap at the end
+    if threads > 1 and len(chunks) > 1:
+        results = _pool(threads).map(work, chunks[::-1])
+    else:
+        results = map(work, chunks[::-1])
+    tokens, logps = [None] * len(u), [None] * len(u)
+    for where, ids, lps in results:                              # ids, lps (rows, steps) on the CPU
+        length = ids.eq(stop).int().argmax(1) + 1                # first stop token, counted in
+        length[~ids.eq(stop).any(1)] = ids.shape[1]
+        for r, row, lp, n in zip(where, ids.tolist(), lps.tolist(), length.tolist()):
+            tokens[r], logps[r] = row[:n], lp[:n]
+    return tokens, logps
+
+
+THREADS = max(1, min(8, torch.get_num_threads()))  # sampler and learner threads on a CPU, each running its own chunk
+
+
+@lru_cache
+def _pool(threads):
+    return ThreadPoolExecutor(threads)
+
+
+def _prefill(model, prompts, tries, extra):
+    """Read the prompts once. Returns caches [(k, v)] of (rows, KV, P + extra, hd), prompt lengths (rows,), P, and the
+    logits (rows, V) after each prompt; rows = len(prompts) * tries."""
+    device = next(model.parameters()).device
+    idx, cache = pad_rows(prompts, 1, device), []
+    lens = torch.tensor([len(p) for p in prompts], device=device)
+    last = torch.zeros_like(idx, dtype=torch.bool)
+    last[torch.arange(len(prompts), device=device), lens - 1] = True
+    logits = model(idx, last, cache).repeat_interleave(tries, 0)
+    P = idx.shape[1]
+    caches = []
+    for k, v in cache:
+        B, KV, _, hd = k.shape
+        pair = torch.zeros(2, B * tries, KV, P + extra, hd, dtype=k.dtype, device=device)
+        pair[0, :, :, :P] = k.repeat_interleave(tries, 0)
+        pair[1, :, :, :P] = v.repeat_interleave(tries, 0)
+        caches.append((pair[0], pair[1]))
+    return caches, lens.repeat_interleave(tries), P, logits
+
+
+def _step(model, token, position, column, caches, bias):
+    """One decode step: token (B,) at position (B,) writes its keys at cache column `column` (a 1-element tensor)
+    and attends to the cache's columns under bias (B, 1, 1, 1, S). Returns logits (B, V)."""
+    x = model.embed(token)[:, None]
+    cos, sin = model.cos[position][:, None], model.sin[position][:, None]  # (B, 1, 1, hd/2)
+    for block, (k_cache, v_cache) in zip(model.blocks, caches):
+        q, k, v = block.heads(x, cos, sin)
+        k_cache.index_copy_(2, column, k)
+        v_cache.index_copy_(2, column, v)
+        S = bias.shape[-1]
+        x = block.finish(x, block.attend(q, k_cache[:, :, :S], v_cache[:, :, :S], bias))
+    return model.head(model.norm(x))[:, 0]
+
+
+def _gap(lens, P, S):
+    """Bias (R, S): a row's own prompt fills columns 0..len-1, the padding up to P stays masked for good, and reply
+    token t sits in column P + t. Positions still count len + t, so rotary angles are those of training."""
+    column = torch.arange(S, device=lens.device)
+    hidden = (column >= lens[:, None]) & (column < P)
+    return torch.zeros(len(lens), S, device=lens.device).masked_fill_(hidden, -math.inf)
+
+
+def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop):
+    """Decode with shapes that shrink: attend to the columns written so far, drop the rows that have ended."""
+    caches, lens, P, logits = _prefill(model, prompts, tries, max_new)
+    ids, lps = torch.full((len(lens), max_new), PAD), torch.zeros(len(lens), max_new)
+    bias, alive = _gap(lens, P, P + max_new), torch.arange(len(lens))  # alive: the row of ids behind each cache row
+    done = torch.zeros(len(lens), dtype=torch.bool)
+    for t in range(max_new):
+        token, logp = pick(logits, u[alive, t], temperature)
+        ids[alive, t], lps[alive, t] = token, logp
+        done |= token == stop                                     # an ended row may run on; what it adds is cut off
+        if t % 4 == 3 or len(alive) < 32:                         # now and then: compaction copies the cache
+            keep = (~done).nonzero()[:, 0]
+            if len(keep) == 0:
+                break
+            if len(keep) < 0.85 * len(alive):
+                caches = [(k[keep], v[keep]) for k, v in caches]
+                alive, done, token, lens, bias = alive[keep], done[keep], token[keep], lens[keep], bias[keep]
+        if t + 1 < max_new:
+            logits = _step(model, token, lens + t, torch.tensor([P + t]), caches,
+                           bias[:, None, None, None, :P + t + 1])
+    return ids, lps
+
+
+_graphs = {}  # (id(model), rows, S, max_new, temperature) -> (static tensors, replay), or None where capture failed
+
+
+def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture=True):
+    """Decode with shapes that never change, so that one CUDA graph serves every step of every chunk of this shape: a tiny
+    model is launch-bound, and a replay costs one launch. capture=False runs the same step eagerly (and on a CPU: the
+    test compares it with generate_naive)."""
+    device = next(model.parameters()).device
+    prefix, lens, P, logits = _prefill(model, prompts, tries, 0)
+    R, S = -(-len(lens) // 256) * 256 if capture else len(lens), -(-P // 64) * 64 + max_new
+    key = (id(model), R, S, max_new, temperature)
+    if _graphs.get(key) is None:
+        c = model.config
+        z = dict(token=torch.zeros(R, dtype=torch.long, device=device),
+                 lens=torch.ones(R, dtype=torch.long, device=device),
+                 t=torch.zeros(1, dtype=torch.long, device=device), P=torch.ones(1, dtype=torch.long, device=device),
+                 u=torch.zeros(R, max_new, device=device), gap=torch.zeros(R, S, device=device),
+                 columns=torch.arange(S, device=device), ids=torch.full((R, max_new), PAD, device=device),
+                 lps=torch.zeros(R, max_new, device=device),
+                 cache=[tuple(torch.zeros(2, R, c.n_kv_head, S, c.head_dim, dtype=prefix[0][0].dtype, device=device))
+                        for _ in range(c.n_layer)])
+
+        def step():
+            bias = z["gap"].masked_fill(z["columns"] > z["P"] + z["t"], -math.inf)[:, None, None, None]
+            out = _step(model, z["token"], z["lens"] + z["t"], z["P"] + z["t"], z["cache"], bias)
+            z["t"] += 1
+            token, logp = pick(out, z["u"].gather(1, z["t"].expand(R, 1))[:, 0], temperature)
+            z["token"].copy_(token)
+            z["ids"].index_copy_(1, z["t"], token[:, None])
+            z["lps"].index_copy_(1, z["t"], logp[:, None])
+
+        replay = _capture(step, z) if capture else step
+        if capture:
+            _graphs[key] = (z, replay)
+    else:
+        z, replay = _graphs[key]
+    n = len(lens)                                                 # rows beyond n are filler
+    for (k, v), (k0, v0) in zip(z["cache"], prefix):
+        k[:n, :, :P], v[:n, :, :P] = k0, v0
+    z["lens"][:n], z["P"][0], z["t"][0], z["u"][:n] = lens, P, 0, u.to(device)
+    z["gap"].zero_()
+    z["gap"][:n] = _gap(lens, P, S)
+    z["ids"].fill_(PAD)
+    token, logp = pick(logits, z["u"][:n, 0], temperature)
+    z["token"][:n], z["ids"][:n, 0], z["lps"][:n, 0] = token, token, logp
+    for t in range(1, max_new):
+        replay()
+        if t % 16 == 0 and bool((z["ids"][:n] == stop).any(1).all()):  # CPU-GPU sync point, one in 16 tokens
+            break
+    return z["ids"][:n].cpu(), z["lps"][:n].cpu()
+
+
+def _capture(step, z):
+    """One captured CUDA graph of `step`, tried against eager steps on the same state; on any difference or failure the
+    eager step is returned and the reason printed, so that a machine nobody tried still trains."""
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):                                    # warm up allocators and autotuners outside the capture
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        z["t"].zero_()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        results = []
+        for run in (step, graph.replay):
+            z["t"].zero_(), z["token"].fill_(1)
+            for _ in range(min(3, z["ids"].shape[1] - 1)):
+                run()
+            results.append((z["ids"][:, 1:4].clone(), z["lps"][:, 1:4].clone()))
+        (a, la), (b, lb) = results
+        same = (a == b).float().mean().item()
+        if same < 0.99 or (la - lb)[a == b].abs().max().item() > 0.05:
+            raise RuntimeError(f"graph and eager steps agree on {same:.0%} of the tokens only")
+        return graph.replay
+    except Exception as error:  # whatever the driver or the capture objects to: slower is better than not at all
+        print(f"CUDA graph not used, decoding eagerly: {type(error).__name__}: {error}", flush=True)
+        torch.cuda.synchronize()
+        return step
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main():
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = GPT(GPTConfig()).to(device)
+    print(f"{model.num_params():,} parameters, vocabulary {VOCAB_SIZE}, {device}")
+    text = "def f(x):\n    x = [v + 3 for v in x]\n    return x"
+    ids = encode(text)
+    print(f"{len(text)} characters -> {len(ids)} tokens:", " ".join(repr(decode([i])) for i in ids))
+    nn.init.normal_(model.head.weight, std=0.3)                   # a random but opinionated network
+    prompts = [ids[:n] for n in range(4, len(ids))] * 2
+    speeds = {}
+    for name, fn in (("naive", generate_naive), ("fast", generate)):
+        fn(model, prompts[:2], 8, tries=2)                        # warm up
+        start = time.perf_counter()
+        tokens, lps = fn(model, prompts, 64, tries=4, seed=1)
+        speeds[name] = sum(map(len, tokens)) / (time.perf_counter() - start)
+        print(f"{name:>6}: {len(tokens)} rollouts, {speeds[name]:,.0f} tokens/s, first: {tokens[0][:8]}, "
+              f"log-prob {sum(lps[0]):.4f}")
+    print(f"fast / naive = {speeds['fast'] / speeds['naive']:.1f}x (a full batch of 256 gains more)")
+
+
+if __name__ == "__main__":
+    main()

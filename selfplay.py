@@ -1,0 +1,525 @@
+"""
+selfplay.py: the game of Absolute Zero (arXiv 2505.03335, sections 3.1-3.3): tasks, prompts, replies, verdicts, rewards.
+
+One model proposes tasks and solves them; the executor is the only teacher. Three kinds of task over a program f:
+
+    kind       given                               asked                      the proposer writes
+    deduction  program, input                      the output                 program + input
+    abduction  program, output                     an input that gives it     program + input
+    induction  half of the pairs + a message       the program                N inputs + message, for a given program
+
+A task enters its buffer when it parses, runs, is deterministic and is new. It is then tried n times; the mean of the tries is its
+solve rate, and the proposer earns 1 - rate unless the rate is 0 or 1 (Eq. 4): too easy and too hard both teach nothing.
+
+Where we differ from the paper and from the authors' code:
+1) Tasks are solved in the step that proposed them (Algorithm 1); the authors' loaders are built before proposing, so
+   their solver trains on the tasks of the step before.
+2) A buffer keeps its newest entries (`Buffer.add`); the authors' truncation keeps the oldest and then freezes.
+3) Novelty gate: a program that is already in the buffer is not valid. Without it the proposer repeats itself within 60 steps.
+4) Length gate (`MAX_LINES`, `MAX_VALUE`): without it the proposer makes tasks hard by making them long, and in a small
+   network that habit leaks into induction, the solver's role that also writes programs, until it falls to zero.
+5) The n tries that estimate the solve rate are also the solver's training rollouts; the authors throw them away (80 %
+   of what they generate) and sample again.
+6) Answers are compared by canonical keys made in a worker process; nothing a model wrote is ever evaluated in
+   the trainer, and no expected output is ever sent to a worker, so an object with a friendly __eq__ wins nothing.
+7) The inputs of an induction task must differ (a hidden pair must not be one of the shown), and a message is words, not code.
+8) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading.
+
+Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
+"""
+import random
+import re
+from collections import deque
+from dataclasses import dataclass, field
+
+from executor import Executor
+from model import END, ID, SPECIAL, decode, encode
+
+ROLES = ("propose", "solve")
+KINDS = ("deduction", "abduction", "induction")
+PROGRAM, INPUT, OUTPUT, MESSAGE, THINK, TRY, RIGHT, WRONG, ANSWER = (
+    ID[f"<|{name}|>"] for name in "program input output message think try right wrong answer".split())
+FIRST_SPECIAL = ID[SPECIAL[0]]
+
+IDENTITY = ("def f(x):\n    return x", "'abc'")  # the zero triplet: all that self-play is seeded with
+MAX_LINES = 8        # of a proposed program, `def` and `return` included
+MAX_VALUE = 24       # tokens of one input or output; bounds every prompt
+MAX_PROGRAM = 64     # tokens of a program
+MESSAGE_TEXT = re.compile(r"[a-z ]{0,60}")
+
+
+@dataclass
+class Task:
+    """One task. deduction and abduction use one (input, output) pair, induction all N; `keys` are the canonical forms
+    by which outputs are compared."""
+    kind: str
+    program: str
+    inputs: list
+    outputs: list
+    keys: list
+    message: str = ""
+    depth: int = 0             # known for generated tasks only (held-out suite, controls)
+    step: int = -1             # when it was proposed
+    rate: float = -1.0         # its solve rate when it was last tried; -1: never
+
+
+@dataclass
+class Rollout:
+    """One sampled reply and all that learning needs to know of it."""
+    role: str
+    kind: str
+    prompt: list               # token ids
+    reply: list                # token ids, END included when the reply ended by itself
+    logp: list                 # of each reply token under the policy that sampled it
+    task: Task = None          # solve: the task; propose: the task it became, or None
+    group: int = -1            # tries of one task share a number (the per-task baseline)
+    answer: str = None         # solve: the text after <|answer|>
+    verdict: str = ""          # "right", "wrong", "valid", or why not
+    reward: float = 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompts: token ids, so that no text can imitate a role token
+
+
+def solve_prompt(task):
+    half = len(task.inputs) // 2
+    ids = [ID[f"<|solve_{task.kind}|>"]]
+    if task.kind == "induction":                     # half of the pairs is shown, the other half decides
+        for i, o in zip(task.inputs[:half], task.outputs[:half]):
+            ids += [INPUT, *encode(i), OUTPUT, *encode(o)]
+        return ids + [MESSAGE, *encode(task.message), THINK]
+    ids += [PROGRAM, *encode(task.program)]
+    if task.kind == "deduction":
+        return ids + [INPUT, *encode(task.inputs[0]), THINK]
+    return ids + [OUTPUT, *encode(task.outputs[0]), THINK]
+
+
+def propose_prompt(kind, references):
+    """references: K tasks of the buffer; for induction one task, whose program is to be described by N inputs."""
+    ids = [ID[f"<|propose_{kind}|>"]]
+    if kind == "induction":
+        return ids + [PROGRAM, *encode(references[0].program), THINK]
+    for r in references:
+        ids += [PROGRAM, *encode(r.program), INPUT, *encode(r.inputs[0]), OUTPUT, *encode(r.outputs[0])]
+    return ids + [THINK]
+
+
+def sections(ids):
+    """[(marker, text)] of a reply: what stands behind each role token. The text before the first has marker None."""
+    parts, start, marker = [], 0, None
+    for i, t in enumerate(ids):
+        if t >= FIRST_SPECIAL:
+            parts.append((marker, ids[start:i]))
+            marker, start = t, i + 1
+    return parts + [(marker, ids[start:])]
+
+
+def parse_answer(reply):
+    """Text of a solver's answer, or None: a reply must end, and hold exactly one <|answer|>, last."""
+    if not reply or reply[-1] != END or reply.count(ANSWER) != 1:
+        return None
+    marker, ids = sections(reply[:-1])[-1]
+    return decode(ids) if marker == ANSWER else None
+
+
+def parse_proposal(kind, reply, n_inputs):
+    """(program, inputs, message) of a proposer's reply, or None. For induction the program is None: it was given."""
+    if not reply or reply[-1] != END:
+        return None
+    parts = sections(reply[:-1])
+    if parts[0] != (None, []):
+        return None
+    markers, texts = [m for m, _ in parts[1:]], [decode(ids) for _, ids in parts[1:]]
+    if kind == "induction":
+        if markers != [INPUT] * n_inputs + [MESSAGE]:
+            return None
+        return None, texts[:-1], texts[-1]
+    if markers != [PROGRAM, INPUT]:
+        return None
+    return texts[0], [texts[1]], ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Validity (paper section 3.3.3, Eq. 7): what may enter a buffer
+
+
+def length_fault(program, inputs):
+    """'' or why a proposal is refused before it is run: the length gate."""
+    if program.count("\n") >= MAX_LINES or len(encode(program)) > MAX_PROGRAM:
+        return "long program"
+    if max(len(encode(i)) for i in inputs) > MAX_VALUE:
+        return "long input"
+    return ""
+
+
+def make_tasks(ex, wanted, step=-1):
+    """Run proposals into tasks. wanted: [(kind, program, inputs, message)]; returns [(Task or None, reason)] in order.
+
+    Every program runs on every input twice, in two processes with different hash seeds and address layouts (j = 2 of
+    Eq. 7); the first input that fails names the reason."""
+    jobs = [(program, i) for _, program, inputs, _ in wanted for i in inputs]
+    results = iter(ex.run(jobs))
+    made = []
+    for kind, program, inputs, message in wanted:
+        rs = [next(results) for _ in inputs]
+        error = next((r.error for r in rs if not r.ok), "")
+        if not error and max(len(encode(r.value)) for r in rs) > MAX_VALUE:
+            error = "long output"
+        task = Task(kind, program, list(inputs), [r.value for r in rs], [r.key for r in rs], message, step=step)
+        made.append((None, error) if error else (task, ""))
+    return made
+
+
+def judge_answers(ex, tasks, answers):
+    """Verdicts for one answer each: 'right', 'wrong', or 'unparsable' (no answer, or not the kind of text asked for).
+
+    deduction: the answer is a literal whose key equals the output's. abduction: ANY input that gives the output. induction:
+    a program that gives the hidden half of the outputs, all of them (shown pairs may be memorised, so they do not count)."""
+    literals = [i for i, t in enumerate(tasks) if t.kind == "deduction" and answers[i] is not None]
+    parsed = dict(zip(literals, ex.literals([answers[i] for i in literals])))
+    jobs, spans = [], {}
+    for i, (task, answer) in enumerate(zip(tasks, answers)):
+        if answer is None or task.kind == "deduction":
+            continue
+        half = len(task.inputs) // 2
+        mine = [(task.program, answer)] if task.kind == "abduction" else [(answer, x) for x in task.inputs[half:]]
+        spans[i] = (len(jobs), len(jobs) + len(mine))
+        jobs += mine
+    results = ex.run(jobs)
+    verdicts = []
+    for i, (task, answer) in enumerate(zip(tasks, answers)):
+        if answer is None:
+            verdicts.append("unparsable")
+            continue
+        rs = [parsed[i]] if i in parsed else results[slice(*spans[i])]
+        want = task.keys[len(task.inputs) // 2:] if task.kind == "induction" else task.keys
+        if all(r.ok and r.key == k for r, k in zip(rs, want)):
+            verdicts.append("right")
+        else:  # a text that is no literal, no input or no program at all is a format error, like a missing answer
+            verdicts.append("unparsable" if rs[0].error in ("syntax", "no_f", "forbidden") else "wrong")
+    return verdicts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rewards: the whole table (Eqs. 4-6)
+
+SOLVE_REWARD = {"right": 1.0, "wrong": -0.5, "unparsable": -1.0}  # Eq. 6 with r_solve of Eq. 5
+
+
+def propose_reward(verdict, rate, mode="learnability", zero=0.0):
+    """Reward of a proposal: -1 when it does not parse, -0.5 when it parses but is not valid, else by its solve rate.
+
+    learnability: Eq. 4, 1 - rate inside (0, 1), `zero` at both ends (the authors' code gives -0.5 there, the paper 0).
+    uncertainty:  2 min(rate, 1 - rate): most for a coin toss (R-Zero's form, rescaled to [0, 1]).
+    valid: 1 for any valid task, so only the gates shape the proposer. none: 0 whatever happens."""
+    if mode == "none":
+        return 0.0
+    if verdict == "unparsable":
+        return -1.0
+    if verdict != "valid":
+        return -0.5
+    if mode == "valid":
+        return 1.0
+    if rate in (0.0, 1.0):
+        return zero
+    return 1 - rate if mode == "learnability" else 2 * min(rate, 1 - rate)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Buffers
+
+
+@dataclass
+class Buffer:
+    """The tasks of one kind, newest last; beyond `size` the OLDEST leave (deque's maxlen), so it never freezes."""
+    size: int
+    tasks: deque = field(default_factory=deque)
+
+    def add(self, task):
+        self.tasks.append(task)
+        if len(self.tasks) > self.size:
+            self.tasks.popleft()
+
+    def sample(self, k, rng):
+        return rng.sample(self.tasks, min(k, len(self.tasks)))
+
+
+def seed_buffers(ex, size, n_inputs):
+    """Three buffers that hold the identity program, the only task that people wrote."""
+    program, arg = IDENTITY
+    inputs = ["'a'", "1", "[1, 2]", "'bc'", "0", "[3]", "7", "[]", "'d'", "[4, 4]"]
+    assert n_inputs <= len(inputs), f"at most {len(inputs)} inputs an induction task"
+    made = make_tasks(ex, [("deduction", program, [arg], ""), ("abduction", program, [arg], ""),
+                           ("induction", program, inputs[:n_inputs], "")])
+    buffers = {kind: Buffer(size) for kind in KINDS}
+    for task, error in made:
+        assert task, f"the identity program failed: {error}"
+        buffers[task.kind].add(task)
+    return buffers
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The warm-up generator: the written grammar that stands in for pretraining. A program is a chain of lines, each applying an
+# operation to x; its depth is the number of operations. Types are tracked, so programs run. Constants:
+# {d} 1-9, {s} 2-4, {m} 3-9, {c} {e} letters, {n} 10-40 (large tier).
+
+OPS = {  # type -> [(word of the message, type after, expression)]
+    "int": [
+        (" add", "int", "x + {d}"), (" sub", "int", "x - {d}"), (" mul", "int", "x * {s}"), (" mod", "int", "x % {m}"),
+        (" div", "int", "x // {s}"), (" if", "int", "x + {d} if x > {d} else x - {d}"),
+        (" if", "int", "x * {s} if x % 2 == 0 else x + {d}"), (" pair", "list", "[x, x + {d}]"),
+    ],
+    "list": [
+        (" reverse", "list", "x[::-1]"), (" sort", "list", "sorted(x)"), (" drop", "list", "x[1:]"),
+        (" keep", "list", "x[:-1]"), (" append", "list", "x + [{d}]"), (" prepend", "list", "[{d}] + x"),
+        (" add", "list", "[v + {d} for v in x]"), (" sub", "list", "[v - {d} for v in x]"),
+        (" mul", "list", "[v * {s} for v in x]"), (" mod", "list", "[v % {m} for v in x]"),
+        (" filter", "list", "[v for v in x if v > {d}]"), (" filter", "list", "[v for v in x if v % 2 == 0]"),
+        (" if", "list", "x[1:] if len(x) > {s} else x + [{d}]"), (" sum", "int", "sum(x)"), (" len", "int", "len(x)"),
+        (" max", "int", "max(x)"), (" min", "int", "min(x)"), (" first", "int", "x[0]"), (" last", "int", "x[-1]"),
+    ],
+    "str": [
+        (" reverse", "str", "x[::-1]"), (" upper", "str", "x.upper()"), (" swap", "str", "x.swapcase()"),
+        (" drop", "str", "x[1:]"), (" keep", "str", "x[:-1]"), (" append", "str", "x + '{c}'"),
+        (" prepend", "str", "'{c}' + x"), (" replace", "str", "x.replace('{c}', '{e}')"), (" double", "str", "x + x"),
+        (" if", "str", "x.upper() if len(x) > {s} else x + '{c}'"), (" count", "int", "x.count('{c}')"),
+        (" len", "int", "len(x)"),
+    ],
+}
+LARGE_OPS = {  # the larger tier adds blocks and loops, which run several assignments a line of text
+    "int": [
+        (" loop", "int", "\n    for v in range({s}):\n        x = x + {d}"),
+        (" loop", "int", "\n    for v in range({s}):\n        x = x * 2 - {d}"),
+        (" if", "int", "\n    if x > {n}:\n        x = x - {n}\n    else:\n        x = x + {d}"),
+        (" add", "int", "x + {n}"), (" sub", "int", "x - {n}"), (" abs", "int", "abs(x - {n})"),
+    ],
+    "list": [
+        (" loop", "int", "\n    y = 0\n    for v in x:\n        y = y * 2 + v\n    x = y"),
+        (" loop", "list", "\n    y = []\n    for v in x:\n        y = [v] + y + [{d}]\n    x = y"),
+        (" filter", "list", "[v for v in x if v not in [{d}, {d}]]"), (" add", "list", "[v + len(x) for v in x]"),
+        (" if", "list", "\n    if sum(x) > {n}:\n        x = x[1:]\n    else:\n        x = x + [{d}]"),
+    ],
+    "str": [
+        (" loop", "str", "\n    for v in range({s}):\n        x = x[1:] + '{c}'"),
+        (" if", "str", "\n    if '{c}' in x:\n        x = x.replace('{c}', '{e}')\n    else:\n        x = '{c}' + x"),
+    ],
+}
+MAX_DEPTH = 6
+
+
+def random_value(rng, kind, large=False):
+    """Source text of a random input."""
+    if kind == "int":
+        return str(rng.randint(0, 60 if large else 30))
+    if kind == "str":
+        return repr("".join(rng.choice("abcABC" if rng.random() < 0.3 else "abc") for _ in range(rng.randint(2, 5))))
+    return repr([rng.randint(0, 9) for _ in range(rng.randint(2, 6 if large else 5))])
+
+
+def random_op(rng, kind, large=False):
+    """(word, type after, line with its indentation)."""
+    ops = OPS[kind] + (LARGE_OPS[kind] if large else [])
+    word, after, expr = rng.choice(ops)
+    fill = {"{d}": lambda: str(rng.randint(1, 9)), "{s}": lambda: str(rng.randint(2, 4)),
+            "{m}": lambda: str(rng.randint(3, 9)), "{n}": lambda: str(rng.randint(10, 40)),
+            "{c}": lambda: rng.choice("abc"), "{e}": lambda: rng.choice("abcd")}
+    # each constant is drawn anew, except that a block's {c} means one letter throughout
+    letter = rng.choice("abc")
+    line = re.sub(r"\{[dsmnce]\}", lambda m: letter if m[0] == "{c}" else fill[m[0]](), expr)
+    return word, after, line if line.startswith("\n") else "\n    x = " + line
+
+
+def join_program(lines):
+    return "def f(x):" + "".join(lines) + "\n    return x"
+
+
+def random_program(rng, depth, large=False):
+    """(lines, words, type of its input): `depth` operations in a chain."""
+    kind = first = rng.choices(("list", "str", "int"), (5, 3, 2))[0]
+    lines, words = [], []
+    for k in range(depth):
+        word, after, line = random_op(rng, kind, large)
+        if after == "int" and kind != "int" and k + 1 < depth and rng.random() < 0.7:  # an int ends most of the fun
+            word, after, line = random_op(rng, kind, large)
+        lines.append(line)
+        words.append(word)
+        kind = after
+    return lines, words, first
+
+
+ASSIGN = re.compile(r"^( +)([xy]) = .*$", re.M)
+
+
+def traced(program):
+    """The program with a recorder behind each assignment; it returns 'k:value|k:value|...' in order of execution, k the
+    number of the assignment in the text, the last entry being the result. For the generator's own programs only."""
+    k = iter(range(1000))
+    body = ASSIGN.sub(lambda m: f"{m[0]}\n{m[1]}t.append(f'{next(k)}:{{{m[2]}!r}}')", program)
+    head, _, body = body.partition("\n")
+    body, _, _ = body.rpartition("\n    return x")
+    return f"{head}\n    t = []\n{body}\n    t.append(f'-1:{{x!r}}')\n    return '|'.join(t)"
+
+
+def read_trace(program, result):
+    """[(line, value)] of each executed assignment and the final value, from a Result of traced(program); None when it
+    failed or a value is too long to be worth reading."""
+    if not result.ok:
+        return None
+    lines = [m[0].strip() for m in ASSIGN.finditer(program)]
+    steps = [s.partition(":")[::2] for s in result.value[1:-1].split("|")]  # value is a repr: strip its quotes
+    *steps, (_, final) = steps
+    if any(len(v) > 28 for _, v in steps) or len(steps) > 16:
+        return None
+    return [(lines[int(k)], v) for k, v in steps], final
+
+
+def think_trace(steps):
+    """Ids of a trace: each executed line again, with the value after it as a comment, which makes each step local."""
+    ids = []
+    for line, value in steps:
+        ids += encode(f"\n    {line}  # {value}")
+    return ids
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Demonstrations for the warm-up: (prompt, reply, mask) with mask 0 on reply tokens that are shown but not imitated
+
+
+def demo(prompt, *parts):
+    """parts: int, str or list of ids; a part wrapped in a 1-tuple is shown, not imitated."""
+    reply, mask = [], []
+    for part in parts:
+        learn = not isinstance(part, tuple)
+        part = part if learn else part[0]
+        ids = [part] if isinstance(part, int) else encode(part) if isinstance(part, str) else part
+        reply += ids
+        mask += [int(learn)] * len(ids)
+    return prompt, reply, mask
+
+
+@dataclass
+class Draw:
+    """A generated program with everything the executor said about it."""
+    program: str
+    lines: list
+    words: list
+    type: str
+    depth: int
+    inputs: list
+    traces: list               # per input: ([(line, value)], final value)
+
+    def message(self, rng, keep=0.7):
+        return "".join(w for w in self.words if rng.random() < keep)
+
+    def task(self, kind, rng):
+        n = len(self.inputs) if kind == "induction" else 1
+        outputs = [final for _, final in self.traces[:n]]
+        return Task(kind, self.program, self.inputs[:n], outputs, [], self.message(rng) if n > 1 else "", self.depth)
+
+
+def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
+    """One Draw for each depth asked for, as executed: a draw is redone until it runs on all its inputs, stays within the
+    length gate, each of its operations changes something on the first input, and its program is not banned (the held-out
+    suite's). Returns (draws, hits): how often a banned one was thrown away."""
+    draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
+    while todo:
+        tried, jobs = [], []
+        for slot in todo:
+            lines, words, kind = random_program(rng, depths[slot], large)
+            program = join_program(lines)
+            inputs = [random_value(rng, kind, large) for _ in range(n_inputs)]
+            if (program in banned and depths[slot] > 1) or len(set(inputs)) < n_inputs \
+                    or len(encode(program)) > MAX_PROGRAM or len(set(lines)) < len(lines):
+                hits += program in banned
+                continue
+            tried.append((slot, program, lines, words, kind, inputs))
+            jobs += [(traced(program), i) for i in inputs]
+        results = iter(ex.run(jobs, check=False))  # our own operations are deterministic
+        for slot, program, lines, words, kind, inputs in tried:
+            traces = [read_trace(program, next(results)) for _ in inputs]
+            if None in traces or max(len(encode(f)) for _, f in traces) > MAX_VALUE:
+                continue
+            if n_inputs > 1 and len({f for _, f in traces}) == 1:
+                continue  # a constant program is no induction task
+            values = [inputs[0]] + [v for _, v in traces[0][0]]
+            if any(a == b for a, b in zip(values, values[1:])):
+                continue  # an operation that changed nothing adds a line, not depth
+            draws[slot] = Draw(program, lines, words, kind, depths[slot], inputs, traces)
+        todo = [slot for slot in todo if draws[slot] is None]
+    return draws, hits
+
+
+def solver_depth(rng):
+    """Geometrically rarer depth, 1/2 each: the base solves shallow tasks well, deep ones sometimes."""
+    return min(MAX_DEPTH, 1 + int(rng.expovariate(0.6931)))
+
+
+def wrong_tries(rng):
+    return rng.choices((0, 1, 2, 3), (45, 30, 15, 10))[0]
+
+
+def demonstrations(ex, rng, n, cfg, banned=frozenset()):
+    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts). Returns (list, hits).
+
+    The proposer's are as deep as MAX_DEPTH and the solver's geometrically rarer: the base can write what it cannot solve."""
+    cells = rng.choices(range(6), (5, 5, 5, 28, 27, 30), k=n)
+    depths = [rng.randint(1, MAX_DEPTH) if c < 3 else solver_depth(rng) for c in cells]
+    single, hits1 = draw_programs(ex, rng, [d for d, c in zip(depths, cells) if c not in (2, 5)], 1, cfg.large, banned)
+    many, hits2 = draw_programs(ex, rng, [d for d, c in zip(depths, cells) if c in (2, 5)], cfg.n_inputs, cfg.large,
+                                banned)
+    pool = single[:]                                     # references for the proposer's prompts
+    rng.shuffle(pool)
+    single, many = iter(single), iter(many)
+    plans, jobs = [], []
+    for c in cells:
+        d = next(many if c in (2, 5) else single)
+        tries = []
+        if c == 4:      # abduction: other inputs of the same type stand for guesses that may fail
+            tries = [(d.program, random_value(rng, d.type, cfg.large)) for _ in range(wrong_tries(rng))]
+        elif c == 5:    # induction: the program with one line drawn anew, run on the first shown input
+            for _ in range(wrong_tries(rng) if cfg.thoughts else 0):
+                lines, k = d.lines[:], rng.randrange(len(d.lines))
+                lines[k] = random_program(rng, 1, cfg.large)[0][0]
+                tries.append((join_program(lines), d.inputs[0]))
+        plans.append((c, d, tries))
+        jobs += [(traced(p), i) for p, i in tries]
+    results = iter(ex.run(jobs, check=False))
+    demos = []
+    for c, d, tries in plans:
+        steps, final = d.traces[0]
+        failed = []                                      # (candidate, its trace) of tries that really are wrong
+        for program, arg in tries:
+            trace = read_trace(program, next(results))
+            if trace is not None and trace[1] != final and len(failed) < 3:
+                failed.append((arg, trace[0]))
+        if c < 2:
+            refs = [p.task("deduction", rng) for p in rng.sample(pool, min(cfg.references, len(pool)))]
+            demos.append(demo(propose_prompt(KINDS[c], refs), PROGRAM, d.program, INPUT, d.inputs[0], END))
+        elif c == 2:
+            parts = [p for i in d.inputs for p in (INPUT, i)]
+            demos.append(demo(propose_prompt("induction", [d.task("induction", rng)]),
+                              *parts, MESSAGE, d.message(rng), END))
+        elif c == 3:
+            thought = think_trace(steps) if cfg.thoughts else []
+            demos.append(demo(solve_prompt(d.task("deduction", rng)), thought, ANSWER, final, END))
+        elif c == 4:
+            parts = [p for arg, trace in failed for p in (TRY, (encode(arg),), think_trace(trace), WRONG)]
+            parts += [TRY, d.inputs[0], think_trace(steps), RIGHT]
+            demos.append(demo(solve_prompt(d.task("abduction", rng)), *(parts if cfg.thoughts else []),
+                              ANSWER, d.inputs[0], END))
+        else:
+            parts = [p for _, trace in failed for p in (TRY, *candidate_trace(trace, False), WRONG)]
+            parts += [TRY, *candidate_trace(steps, True), RIGHT]
+            demos.append(demo(solve_prompt(d.task("induction", rng)), *(parts if cfg.thoughts else []),
+                              ANSWER, d.program, END))
+    return demos, hits1 + hits2
+
+
+def candidate_trace(steps, learn):
+    """An induction try: a program written line by line while it runs on the first shown input. In a wrong try the lines
+    are not imitated, only the values after them."""
+    for line, value in steps:
+        head = encode(f"\n    {line}")
+        yield head if learn else (head,)
+        yield f"  # {value}"

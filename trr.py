@@ -1,0 +1,124 @@
+"""
+trr.py: Task-Relative REINFORCE++ (arXiv 2505.03335, section 3.3.5, Eqs. 8-9): the whole learning rule on one page.
+
+One network plays 2 roles x 3 kinds = 6 cells with rewards of different mean and spread. Each cell is its own baseline,
+
+    A = (r - mean_cell) / std_cell                                                      (Eq. 8)
+
+so a cell where everything fails cannot drown one where some succeed. Then a plain policy gradient with a PPO clip
+(Eq. 9): no critic, no KL term, no reference model.
+
+Where we differ from the paper and from the authors' code:
+1) Eq. 8 whitens over sequences, and so do we. The authors' code whitens over all TOKENS of a cell (veRL's masked_whiten),
+   so long replies weigh more in mean and variance; pass lengths= for that form. `python trr.py` shows both.
+2) Eq. 9 averages over a sequence's tokens first (average="sequence"); the authors' code averages over all tokens of
+   the update (average="token").
+3) A cell of one reward, or of equal ones, gets exactly 0, never NaN and never a tiny deviation blown up (`floor`).
+4) mode="group" is not in the paper: inside each cell, the mean over the tries of one task replaces the mean of the cell. Tasks of
+   unequal difficulty then no longer pass for good and bad replies. Proposals have no group and keep their cell's.
+
+Try:  python trr.py            # a worked example to check by hand
+"""
+import torch
+
+
+def whiten(r, w, base, floor):
+    """(r - base) / std with weights w, all (N,). The std is about the weighted mean of r - base and carries Bessel's factor;
+    with a spread of 0 the result is 0."""
+    d = r - base
+    n, total = len(r), w.sum()
+    mean = (w * d).sum() / total
+    var = (w * (d - mean) ** 2).sum() / total * (n / max(1, n - 1))
+    std = var.sqrt()
+    if std < 1e-6:  # all equal: float noise over float noise would be a huge advantage about nothing
+        return torch.zeros_like(r)
+    return (d - mean) / std.clamp(min=floor)
+
+
+def advantages(rewards, cells, groups=None, mode="trr", lengths=None, floor=0.0):
+    """Advantage of each rollout, (N,) float32.
+
+    rewards: N numbers. cells: N hashable labels, in the game (role, kind). groups: N labels of the tries of one task, only
+    for mode="group"; a negative label means no group. lengths: N token counts, to whiten by token (the authors' code)
+    instead of by sequence (Eq. 8). floor: least deviation a cell is divided by.
+
+    mode  "trr":    mean and std of the cell (Eq. 8)
+          "group":  mean of the task's tries, std of what is left in the cell (a per-task baseline)
+          "global": one mean and std for all (plain REINFORCE++)
+          "none":   the reward itself
+    """
+    r = torch.as_tensor(rewards, dtype=torch.float32)
+    assert r.dim() == 1 and len(cells) == len(r), f"{len(cells)} cells for rewards of shape {tuple(r.shape)}"
+    assert r.isfinite().all(), "a reward is not finite: one NaN would poison its whole cell"
+    if mode not in ("trr", "group", "global", "none"):
+        raise ValueError(f"mode {mode!r}: choose trr, group, global or none")
+    if mode == "none":
+        return r.clone()
+    w = torch.ones_like(r) if lengths is None else torch.as_tensor(lengths, dtype=torch.float32)
+    labels = [None] * len(r) if mode == "global" else list(cells)
+    out = torch.zeros_like(r)
+    for label in dict.fromkeys(labels):
+        rows = torch.tensor([i for i, c in enumerate(labels) if c == label])
+        base = torch.zeros(len(rows))
+        if mode == "group":
+            assert groups is not None, "mode='group' needs the group of each rollout"
+            ids = torch.as_tensor([groups[i] for i in rows.tolist()])
+            for g in ids[ids >= 0].unique():
+                base[ids == g] = r[rows][ids == g].mean()
+        out[rows] = whiten(r[rows], w[rows], base, floor)
+    return out
+
+
+def policy_loss(logp, old_logp, adv, mask, clip_low=0.2, clip_high=0.2, average="token", norm=None):
+    """PPO's clipped surrogate (Eq. 9), to be minimised. Returns (loss, stats).
+
+    logp, old_logp (B, T): log-probs of the sampled tokens now and when they were sampled. adv (B,) or (B, T). mask (B, T):
+    1 on the reply's tokens, its end token included. average: "token" sums over all tokens / norm, "sequence" sums the
+    means over each sequence / norm. norm: tokens (or sequences) of the whole update, so that micro-batches add up to the
+    update's mean; None: those of this batch.
+
+    In the first pass over a batch the ratio is 1 and the gradient is that of -A log p: whitened REINFORCE. The clip acts
+    only from the second minibatch or epoch on."""
+    if average not in ("token", "sequence"):
+        raise ValueError(f"average {average!r}: choose token or sequence")
+    mask = mask.to(logp.dtype)
+    adv = adv[:, None] if adv.dim() == 1 else adv
+    log_ratio = (logp - old_logp) * mask                      # pads would give exp(garbage)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = -torch.min(ratio * adv, clipped * adv) * mask      # (B, T)
+    if average == "token":
+        loss = loss.sum() / (norm or mask.sum().clamp(min=1))
+    else:
+        loss = (loss.sum(1) / mask.sum(1).clamp(min=1)).sum() / (norm or len(mask))
+    with torch.no_grad():
+        stats = {"kl": ((ratio - 1 - log_ratio) * mask).sum(),          # k3 estimate of KL(old || new), summed
+                 "clipped": ((clipped * adv < ratio * adv) * mask).sum(), "tokens": mask.sum()}
+    return loss, stats
+
+
+def main():
+    print("Eight rollouts in two cells, by hand:\n")
+    rewards = [1.0, -0.5, -0.5, 1.0, 0.75, 0.0, 0.0, -1.0]
+    cells = ["solve"] * 4 + ["propose"] * 4
+    groups = [0, 0, 1, 1, -1, -1, -1, -1]
+    lengths = [10, 30, 10, 10, 20, 20, 20, 20]
+    print("  solve:   mean (1 - .5 - .5 + 1) / 4 = .25, deviations +-.75, std sqrt(4 * .5625 / 3) = .866")
+    print("           so right answers get .75 / .866 = +.866 and wrong ones -.866")
+    print("  propose: mean -.0625, std .718: the proposal that some could solve gets .8125 / .718 = +1.13\n")
+    print("  cell     task tokens reward |   trr  by token  group  global")
+    columns = [advantages(rewards, cells), advantages(rewards, cells, lengths=lengths),
+               advantages(rewards, cells, groups, "group"), advantages(rewards, cells, mode="global")]
+    for i, (r, c, g, n) in enumerate(zip(rewards, cells, groups, lengths)):
+        print(f"  {c:8} {g:3d} {n:6d} {r:7.2f} | " + " ".join(f"{col[i]:+7.3f}" for col in columns))
+    print("\n  by token: the long wrong reply pulls the mean down, so the short wrong one looks less bad.")
+    print("  global:   the proposer is measured against the solver's rewards, and its invalid task gets all the blame.\n")
+    logp = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
+    loss, stats = policy_loss(logp, logp.detach(), torch.tensor([1.0, -1.0]), torch.tensor([[1, 1], [1, 0]]))
+    loss.backward()
+    print(f"Loss at ratio 1 is -mean(A) = {loss.item():+.3f}; its gradient -A / tokens pushes the good row's log-probs")
+    print(f"up and the bad row's down, and leaves the padded token alone:\n  {logp.grad.tolist()}")
+
+
+if __name__ == "__main__":
+    main()
