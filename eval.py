@@ -1,20 +1,67 @@
 """
-eval.py: how we know. The held-out suite, pass@k with intervals, CRUXEval files, run comparison, the report, the speed bench.
+eval.py: how we know (paper section 4): held-out tasks, pass@k, people's functions, CRUXEval files, comparison, report.
+
+A run is judged on tasks that it could not have trained on. The suite holds the same generated tasks for every run, by
+kind and depth, so a gain is paired: the same task, before and after. Greedy accuracy asks for the model's best guess,
+pass@1 for what it does when it samples (what RL trains), pass@16 for what is within its reach at all. If pass@1 rises
+while pass@16 stands still, self-play only sharpened what was there; if both rise, it added skill.
+
+Where we differ from the paper and from the authors' code:
+1) The paper measures on benchmarks for people (HumanEval+, LiveCodeBench, AIME), greedy, one run. A small network from
+   random weights can read none of them, so the suite comes from the warm-up's generator. Far from it stand `PEOPLE`, 40
+   functions as people write them, and any file in CRUXEval's format (--tasks); expect little there.
+2) Every figure has a 95 % bootstrap interval over tasks, every comparison is paired and states its seeds.
+3) Tasks of the suite are kept out of warm-up and self-play by train.py, which counts the hits.
+4) A prompt with no room for a reply counts as wrong, and is counted aloud: nothing is dropped to look better.
+5) All that is read here may come from a stranger (checkpoint, task file, model text in a report): it is checked,
+   compared and escaped, never executed outside the executor's wall.
+
+Try:  python eval.py RUN                     # the held-out table of a run's folder
+      python eval.py RUN --tasks FILE.jsonl  # CRUXEval's fields: code, input, output, id
+      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.csv and compare.svg
+      python eval.py --report RUN            # one page, RUN/report.html
 """
+import argparse
+import csv
+import html
+import io
+import json
+import math
+import os
 import random
+import re
+import sys
 import time
+import zipfile
+from dataclasses import fields
 
 import numpy as np
+import torch
 
 from executor import Executor
-from model import END, generate
-from selfplay import KINDS, draw_programs, judge_answers, make_tasks, parse_answer, solve_prompt, MAX_DEPTH
+from model import GPT, GPTConfig, VOCAB_SIZE, generate
+from selfplay import KINDS, MAX_DEPTH, Task, draw_programs, judge_answers, make_tasks, parse_answer, solve_prompt
 
 SUITE_SEED = 505_03335  # fixed: every run and every seed is measured on the same tasks
+MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 is reported, and kept for extrapolation
+METRICS = ("greedy", "pass@1", "pass@16")
+MISSING = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)  # in a torn or foreign table
+
+
+def fail(message):
+    """One line that says what to do, exit code 2. The message may quote a stranger's file, so line ends are folded."""
+    print("eval.py: " + " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The held-out suite
 
 
 def build_suite(ex, n, n_inputs, large=False):
-    """The held-out suite: {(kind, depth): [Task] * n} for 3 kinds and depths 1-6, the same for every run of a tier."""
+    """The held-out suite: {(kind, depth): [Task] * n} for 3 kinds and depths 1-6, the same for every run of a tier.
+
+    Each cell has a random stream of its own, so a cell's tasks do not hang on the other cells. They do hang on n."""
     suite = {}
     for kind in KINDS:
         for depth in range(1, MAX_DEPTH + 1):
@@ -38,15 +85,36 @@ def pass_at_k(right, n, k):
     return 1 - miss
 
 
+def interval(cells, draws=2000):
+    """[low, high], the 95 % bootstrap interval of the mean of the cells' means. cells: arrays with one figure a task;
+    tasks are drawn anew within their cell, because the cells (kinds, depths) are fixed and only the tasks are a sample.
+    A cell whose tasks all agree has an interval of width 0: the bootstrap cannot see what it never met."""
+    rng, total = np.random.default_rng(SUITE_SEED), np.zeros(draws)
+    for cell in map(np.asarray, cells):
+        total += cell[rng.integers(0, len(cell), (draws, len(cell)))].mean(1) / len(cells)  # (draws, tasks) -> (draws,)
+    return [round(float(v), 4) for v in np.percentile(total, (2.5, 97.5))]
+
+
+def fits(model, prompt, max_new):
+    return len(prompt) + max_new <= model.config.block_size
+
+
 def attempt(model, ex, tasks, max_new, temperature, tries, seed):
-    """Verdicts (len(tasks), tries) of sampled solutions, True = right; and the mean reply length."""
-    replies, _ = generate(model, [solve_prompt(t) for t in tasks], max_new, temperature, tries, seed)
-    verdicts = judge_answers(ex, [t for t in tasks for _ in range(tries)], [parse_answer(r) for r in replies])
-    return np.array([v == "right" for v in verdicts]).reshape(len(tasks), tries), np.mean([len(r) for r in replies])
+    """Verdicts (len(tasks), tries) of sampled solutions, True = right; and the mean reply length in tokens. A prompt
+    that leaves no room for max_new tokens is not asked and counts as wrong."""
+    prompts = [solve_prompt(t) for t in tasks]
+    asked = [i for i, p in enumerate(prompts) if fits(model, p, max_new)]
+    replies, _ = generate(model, [prompts[i] for i in asked], max_new, temperature, tries, seed)
+    verdicts = judge_answers(ex, [tasks[i] for i in asked for _ in range(tries)], [parse_answer(r) for r in replies])
+    right = np.zeros((len(tasks), tries), bool)
+    right[asked] = np.array([v == "right" for v in verdicts], bool).reshape(len(asked), tries)
+    return right, float(np.mean([len(r) for r in replies])) if replies else 0.0
 
 
-def evaluate(model, ex, suite, max_new, samples=16, seed=SUITE_SEED):
-    """{kind: {depth: {"greedy", "pass@1", "pass@16", "n", ...}}} on the suite, with bootstrap 95 % intervals."""
+def evaluate(model, ex, suite, max_new, samples=16, seed=SUITE_SEED, counts=None):
+    """{kind: {depth: {"greedy", "pass@1", "pass@4", "pass@16", "n", and intervals "..._ci"}}} on a suite as build_suite
+    makes it. counts, a dict, collects for each task whether the greedy reply was right and how many samples were, which
+    paired intervals need: {kind: {depth: {"greedy": [0 or 1], "right": [0..samples], "samples": samples}}}."""
     keys, tasks = list(suite), [t for key in suite for t in suite[key]]
     greedy, _ = attempt(model, ex, tasks, max_new, 0.0, 1, seed)
     sampled, _ = attempt(model, ex, tasks, max_new, 1.0, samples, seed)
@@ -56,11 +124,978 @@ def evaluate(model, ex, suite, max_new, samples=16, seed=SUITE_SEED):
         g, s = greedy[start:start + n, 0], sampled[start:start + n]
         start += n
         table.setdefault(kind, {})[str(depth)] = {
-            "greedy": float(g.mean()), "pass@1": float(s.mean()),
-            **{f"pass@{k}": float(pass_at_k(s.sum(1), samples, k).mean()) for k in (4, 16) if k <= samples}, "n": n}
+            "greedy": float(g.mean()), "greedy_ci": interval([g]), "pass@1": float(s.mean()),
+            "pass@1_ci": interval([s.mean(1)]),
+            **{f"pass@{k}": float(pass_at_k(s.sum(1), samples, k).mean()) for k in (4, 16) if k <= samples}, "n": n,
+            "too_long": sum(not fits(model, solve_prompt(t), max_new) for t in suite[kind, depth])}
+        if counts is not None:
+            counts.setdefault(kind, {})[str(depth)] = {"greedy": g.astype(int).tolist(), "right": s.sum(1).tolist(),
+                                                       "samples": samples}
     return table
 
 
-def mean_over(table, metric, depths=range(1, 6)):
+def mean_over(table, metric, depths=MEAN_DEPTHS):
     """Mean over kinds and depths of one metric: the figure by which runs are compared."""
     return float(np.mean([table[k][str(d)][metric] for k in table for d in depths]))
+
+
+def number(record, *path):
+    """The finite number at a path of keys in parsed JSON, else None: logs may be torn, old, or from a stranger."""
+    for key in path:
+        try:
+            record = record[key]
+        except MISSING:
+            return None
+    return float(record) if isinstance(record, (int, float)) and abs(record) < 1e15 else None
+
+
+def mean_at(table, metric, *cells):
+    """Mean of one metric over cells, each a tuple of keys; None when one is missing."""
+    values = [number(table, *cell, metric) for cell in cells]
+    return None if None in values or not values else sum(values) / len(values)
+
+
+def gain(base, final, metric, counts=None, kinds=KINDS, depths=MEAN_DEPTHS):
+    """(final - base as a share, its 95 % interval) over kinds and depths; None for what the tables do not give. Paired:
+    the difference is taken task by task, so how hard a task is cancels out. counts: {"base": ..., "final": ...} as
+    evaluate collects them."""
+    keys = [(k, str(d)) for k in kinds for d in depths]
+    before, after = mean_at(base, metric, *keys), mean_at(final, metric, *keys)
+    if before is None or after is None:
+        return None, None
+    try:
+        old, new = ([np.array(counts[end][k][d]["greedy"], float) if metric == "greedy" else
+                     np.array(counts[end][k][d]["right"], float) / counts[end][k][d]["samples"] for k, d in keys]
+                    for end in ("base", "final"))
+        ci = interval([n - o for n, o in zip(new, old)]) if metric in ("greedy", "pass@1") else None
+        return after - before, ci if ci and max(map(abs, ci)) <= 1 else None
+    except MISSING:
+        return after - before, None
+
+
+def measure(model, ex, suite, people, max_new, samples=16):
+    """All that one model is asked: {"table", "counts", "people"}. Plain JSON, so the base's may be kept beside its
+    weights and shared by every run that starts from it."""
+    counts = {}
+    table = evaluate(model, ex, suite, max_new, samples, counts=counts)
+    row = evaluate(model, ex, {(k, "people"): [t for t in people if t.kind == k] for k in KINDS}, max_new, samples)
+    return {"table": table, "counts": counts, "people": {k: row[k]["people"] for k in KINDS}}
+
+
+def join(base, final):
+    """What eval.json holds, from measure() of the start model (None: unknown) and of the trained one."""
+    if base is None:
+        return {"final": final["table"], "people": final["people"], "counts": {"final": final["counts"]}}
+    return {"base": base["table"], "final": final["table"],
+            "people": {k: {**final["people"][k], "base": base["people"][k]} for k in final["people"]},
+            "counts": {"base": base["counts"], "final": final["counts"]}}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+MEAN_CELLS = {k: [(k, str(d)) for d in MEAN_DEPTHS] for k in KINDS}
+MEAN_CELLS["all"] = sum(MEAN_CELLS.values(), [])
+
+
+def table_lines(base, final, counts=None, people=None):
+    """The before/after table as lines of at most 80 characters, in percent. What is missing shows as '-'."""
+    def row(label, before, after, *cells):
+        text = f"{label:16}"
+        for m in METRICS:
+            old, new = mean_at(before, m, *cells), mean_at(after, m, *cells)
+            text += f"{100 * old:11.1f} ->" if old is not None else " " * 14
+            text += f"{100 * new:6.1f}" if new is not None else "     -"
+        return text
+    lines = [f"{'percent right':16}" + "".join(f"{m:>20}" for m in METRICS)]
+    for k in KINDS:
+        lines += [row(f"{k:10} {d}", base, final, (k, str(d))) for d in range(1, MAX_DEPTH + 1)]
+        lines.append(row(f"{k:10} 1-5", base, final, *MEAN_CELLS[k]))
+    lines.append(row("all        1-5", base, final, *MEAN_CELLS["all"]))
+    if people:
+        lines.append("functions as people write them")
+        before = {k: v.get("base") for k, v in people.items() if isinstance(v, dict)}
+        lines += [row(k, before, people, (k,)) for k in KINDS]
+    if base:
+        lines += ["", "gain in points over depths 1-5, with its paired 95 % interval over tasks"]
+        for label in MEAN_CELLS:
+            text = f"{label:10}"
+            for m in METRICS:
+                rise, ci = gain(base, final, m, counts, KINDS if label == "all" else (label,))
+                if rise is not None:
+                    text += f" {m} {100 * rise:+5.1f}"
+                    text += f"[{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]".rjust(14) if ci else ""
+            lines.append(text)
+    return lines
+
+
+def say_too_long(model, max_new, cells, whose):
+    """Nothing is dropped in silence."""
+    missed = sum(c["too_long"] for c in cells)
+    if missed:
+        print(f"{missed} of {whose} {sum(c['n'] for c in cells)} prompts leave no room for {max_new} tokens within "
+              f"block_size {model.config.block_size}: counted as wrong")
+
+
+def print_table(base, final, counts=None, people=None):
+    print("\n".join(table_lines(base, final, counts, people)), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions as people write them: names with a meaning, loops, early returns, dicts, several arguments. The first 10 are
+# easy and half of these near the generator's own style, for a small model finds nothing to hold on to in the others.
+# Behind each `def` stand its inputs; deduction and abduction use the first, induction the first n_inputs.
+
+PEOPLE = r"""
+def f(x):  # 4 | 9 | 2 | 7 | 11 | 6
+    x = x + 1
+    x = x * 2
+    return x
+def f(x):  # [3, 1, 2] | [5] | [9, 4] | [0, 7, 7] | [8, 2, 6] | [4, 1]
+    x = sorted(x)
+    return x
+def f(x):  # 'abc' | 'go' | 'tree' | 'cab' | 'x' | 'play'
+    x = x[1:]
+    x = x + 'ay'
+    return x
+def f(x):  # [1, 2, 3] | [4] | [0, 5] | [2, 2] | [6, 1] | [3, 0, 1]
+    x = [v * v for v in x]
+    return sum(x)
+def f(x):  # 7 | 12 | 10 | 30 | 0 | 15
+    if x > 10:
+        x = x - 10
+    return x
+def f(nums):  # [3, 1, 2] | [5] | [9, 4] | [0, 7, 7] | [8, 2, 6] | [1, 4]
+    return sorted(nums)[-1]
+def f(text):  # 'abc' | 'no' | 'pen' | 'xy' | 'code' | 'tree'
+    return text[::-1].upper()
+def f(items):  # [5, 6, 7] | [1, 2] | [9, 8, 7, 6] | [3] | [4, 0, 2] | [2, 1]
+    return items[1:] + items[:1]
+def f(nums):  # [1, 2, 3] | [4, 4] | [9] | [5, 0, 1] | [2, 7] | [3, 3, 3]
+    total = 0
+    for n in nums:
+        total += n
+    return total
+def f(a, b):  # 3, 4 | 10, 2 | 7, 7 | 0, 5 | 6, 3 | 9, 8
+    return a * b + 1
+def f(text):  # 'hello world' | 'sky' | 'banana' | 'queue' | 'ai' | 'Try it'
+    count = 0
+    for ch in text:
+        if ch in 'aeiou':
+            count += 1
+    return count
+def f(nums):  # [3, 1, 4] | [1, 2, 3, 4] | [5] | [10, -10, 2] | [0, 0, 7] | [2, 2]
+    total, out = 0, []
+    for n in nums:
+        total += n
+        out.append(total)
+    return out
+def f(words):  # ['cat', 'horse'] | ['a', 'bb'] | ['plum'] | ['red', 'blue'] | ['x', 'yz'] | ['on', 'off']
+    return max(words, key=len)
+def f(a, b):  # 12, 18 | 7, 3 | 100, 75 | 9, 6 | 8, 32 | 17, 51
+    while b:
+        a, b = b, a % b
+    return a
+def f(text):  # 'a b a' | 'one two' | 'x x x' | 'to be or not to be' | 'hi' | 'b a b'
+    counts = {}
+    for word in text.split():
+        counts[word] = counts.get(word, 0) + 1
+    return counts
+def f(n):  # 1234 | 9 | 505 | 77 | 1000 | 86
+    total = 0
+    while n > 0:
+        total += n % 10
+        n //= 10
+    return total
+def f(items):  # [1, 2, 1, 3] | [4, 4, 4] | ['a', 'b', 'a'] | [5, 6] | [0, 1, 0, 1] | [9]
+    seen = []
+    for item in items:
+        if item not in seen:
+            seen.append(item)
+    return seen
+def f(s):  # 'level' | 'abc' | 'noon' | 'robot' | 'x' | 'stats!'
+    s = s.lower()
+    return s == s[::-1]
+def f(s, k):  # 'abcdef', 2 | 'hello', 1 | 'xyz', 0 | 'rotate', 4 | 'ab', 1 | 'clock', 3
+    return s[k:] + s[:k]
+def f(prices, limit):  # [5, 12, 8], 10 | [1, 2], 1 | [30, 20, 10], 25 | [7], 3 | [4, 4, 9], 4 | [100, 50], 60
+    cheap = [p for p in prices if p <= limit]
+    return sorted(cheap)
+def f(n):  # 5 | 0 | 3 | 6 | 1 | 4
+    result = 1
+    for i in range(2, n + 1):
+        result *= i
+    return result
+def f(n):  # 6 | 1 | 3 | 8 | 2 | 5
+    fib = [0, 1]
+    while len(fib) < n:
+        fib.append(fib[-1] + fib[-2])
+    return fib[:n]
+def f(a, b):  # [1, 2], [3, 4] | 'ab', 'cd' | [7], [8] | 'xy', [1, 2] | [0, 0], [1, 1] | 'q', 'r'
+    merged = []
+    for x, y in zip(a, b):
+        merged += [x, y]
+    return merged
+def f(d):  # {'a': 1, 'b': 2} | {'x': 'y'} | {1: 2, 3: 4} | {'k': 0} | {5: 'five'} | {'m': 3, 'n': 4}
+    return {v: k for k, v in d.items()}
+def f(text):  # 'aabcb' | 'swiss' | 'zz' | 'total' | 'noon' | 'level'
+    for ch in text:
+        if text.count(ch) == 1:
+            return ch
+    return None
+def f(n):  # 10 | 1 | 7 | 16 | 5 | 12
+    bits = ''
+    while n:
+        bits = str(n % 2) + bits
+        n = n // 2
+    return bits
+def f(matrix):  # [[1, 2], [3, 4]] | [[5, 6]] | [[1], [2]] | [['a', 'b'], ['c', 'd']] | [[7]] | [[0, 1], [1, 0]]
+    return [[row[i] for row in matrix] for i in range(len(matrix[0]))]
+def f(nums):  # [1, 4, 9] | [5, 5] | [10, 7, 3] | [2, 8] | [0, 1, 3, 6] | [6, 2]
+    return [b - a for a, b in zip(nums, nums[1:])]
+def f(n):  # 6 | 1 | 3 | 8 | 5 | 12
+    steps = 0
+    while n != 1:
+        n = n // 2 if n % 2 == 0 else 3 * n + 1
+        steps += 1
+    return steps
+def f(items, size):  # [1, 2, 3, 4, 5], 2 | [1, 2, 3], 3 | 'abcd', 2 | [9, 8], 1 | 'hello', 4 | [0], 5
+    return [items[i:i + size] for i in range(0, len(items), size)]
+def f(name):  # 'Ada Lovelace' | 'Grace Hopper' | 'alan turing' | 'Linus' | 'john von neumann' | 'Tim B Lee'
+    return '.'.join(part[0].upper() for part in name.split()) + '.'
+def f(n):  # 15 | 7 | 9 | 10 | 30 | 4
+    if n % 15 == 0:
+        return 'FizzBuzz'
+    if n % 3 == 0:
+        return 'Fizz'
+    return 'Buzz' if n % 5 == 0 else str(n)
+def f(a, b):  # [1, 2, 3], [2, 3, 4] | [5], [6] | [1, 1], [1] | 'cab', 'abd' | [9, 7], [7, 9] | [0, 2], [2]
+    common = set(a) & set(b)
+    return sorted(common)
+def f(price, percent):  # 200, 10 | 99, 50 | 40, 25 | 80, 5 | 1000, 1 | 60, 0
+    discount = price * percent // 100
+    return price - discount
+def f(code):  # '(())' | '(()' | ')(' | '' | '()()' | '((('
+    depth = 0
+    for ch in code:
+        depth += 1 if ch == '(' else -1
+        if depth < 0:
+            return False
+    return depth == 0
+def f(nums):  # [1, 2, 3, 4] | [5] | [2, 4] | [7, 9, 11] | [0] | [6, 1, 8]
+    even = sum(1 for n in nums if n % 2 == 0)
+    return even, len(nums) - even
+def f(n):  # 7 | 9 | 2 | 15 | 13 | 1
+    if n < 2:
+        return False
+    return all(n % k for k in range(2, n))
+def f(words):  # ['hi', 'cat', 'to'] | ['a'] | ['sun', 'sky'] | ['x', 'yy', 'z'] | ['go', 'stop'] | ['one', 'six']
+    groups = {}
+    for w in words:
+        groups.setdefault(len(w), []).append(w)
+    return groups
+def f(nums, target):  # [2, 7, 11], 9 | [1, 2], 5 | [3, 3], 6 | [4, 5, 6], 11 | [0, 8], 8 | [1, 4, 5], 5
+    for i, a in enumerate(nums):
+        for j in range(i + 1, len(nums)):
+            if a + nums[j] == target:
+                return [i, j]
+    return []
+def f(sentence):  # 'the cat sat' | 'one' | 'go on' | 'a b c d' | 'is it so' | 'hello there'
+    words = sentence.split(' ')
+    words.reverse()
+    return ' '.join(words)
+"""
+
+
+def people_suite(ex, n_inputs):
+    """Tasks of all three kinds from PEOPLE, gold outputs from the executor. An induction task has no message: nobody
+    wrote one in our message channel's words."""
+    wanted = []
+    for source in re.split(r"\n(?=def f)", PEOPLE.strip()):
+        head, _, body = source.partition("\n")
+        head, _, inputs = head.partition("  # ")
+        inputs, program = inputs.split(" | "), f"{head}\n{body}"
+        wanted += [("deduction", program, inputs[:1]), ("abduction", program, inputs[:1]),
+                   ("induction", program, inputs[:n_inputs])]
+    results = iter(ex.run([(program, i) for _, program, inputs in wanted for i in inputs]))
+    tasks = []
+    for kind, program, inputs in wanted:
+        rs = [next(results) for _ in inputs]
+        assert all(r.ok for r in rs), f"one of PEOPLE fails: {[r.error for r in rs]}: {program!r}"
+        tasks.append(Task(kind, program, inputs, [r.value for r in rs], [r.key for r in rs]))
+    return tasks
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files: a run's folder, and a stranger's
+
+NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 2, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
+          "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536)}  # type, least, most
+
+
+def write_text(path, text):
+    """Whole or not at all: write beside, then rename."""
+    try:
+        with open(path + ".tmp", "w", encoding="utf-8", errors="replace") as f:  # model text may hold lone surrogates
+            f.write(text)
+        os.replace(path + ".tmp", path)
+    except OSError as e:
+        fail(f"cannot write {path} ({e.strerror}); free some space or choose another folder")
+
+
+def read_json(path):
+    """A JSON object, or None: missing, torn and foreign files look alike here."""
+    try:
+        with open(path, "rb") as f:
+            data = json.loads(f.read())
+        return data if isinstance(data, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def read_metrics(folder):
+    """The objects of metrics.jsonl; lines that are none (the last may be torn) are left out."""
+    records = []
+    try:
+        with open(os.path.join(folder, "metrics.jsonl"), "rb") as f:
+            for line in f:
+                try:
+                    records.append(json.loads(line))
+                except (ValueError, RecursionError):
+                    continue
+    except OSError:
+        pass
+    return [r for r in records if isinstance(r, dict)]
+
+
+def load_weights(path, config, state):
+    """A GPT with these weights; fails unless names, shapes and types are exactly those of the config and all is finite.
+    The skeleton is built without memory first, so a stranger's huge sizes are refused before they cost anything."""
+    bad = f"{path} is no nanoAZR checkpoint of this version"
+    if not isinstance(config, dict) or not isinstance(state, dict):
+        fail(f"{bad} (no network in it); give a folder written by train.py")
+    for f in fields(GPTConfig):
+        value = config.get(f.name)
+        if type(value) is not f.type or f.type is int and not 0 <= value <= 65536 or value != value:
+            fail(f"{bad} (gpt.{f.name} is {str(value)[:40]}); give a folder written by train.py")
+    if config["vocab_size"] != VOCAB_SIZE or len(config) > len(fields(GPTConfig)) or config["n_layer"] > 512:
+        fail(f"{bad} (another vocabulary or network); train again with this version's model.py")
+    try:
+        with torch.device("meta"):
+            shapes = {k: v.shape for k, v in GPT(GPTConfig(**config)).state_dict().items()}
+    except (AssertionError, RuntimeError, ZeroDivisionError, OverflowError) as e:
+        fail(f"{bad} ({e}); give a folder written by train.py")
+    for name in shapes.keys() | state.keys():
+        t = state.get(name)
+        if name not in shapes or not isinstance(t, torch.Tensor) or t.layout != torch.strided \
+                or t.shape != shapes[name] or not t.is_floating_point() or not t.is_contiguous() \
+                or not t.isfinite().all():
+            fail(f"{bad} (weight {str(name)[:60]} is missing, strange or not finite); train again")
+    model = GPT(GPTConfig(**config))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def load_run(path, device="cpu"):
+    """(config, model, base model or None) of a run's folder; anything torn, flipped or foreign ends in fail().
+
+    weights_only=True keeps the unpickler from running code; torch does not check the archive's checksums, so zipfile
+    does: a flipped byte in a weight would otherwise load without a word."""
+    config = read_json(os.path.join(path, "config.json"))
+    if config is None:
+        fail(f"{path} has no readable config.json; give the folder of a run (train.py prints it)")
+    for name, (kind, low, high) in NEEDED.items():
+        if type(config.get(name)) is not kind or not low <= config[name] <= high:
+            fail(f"{path}/config.json: {name} is missing or not a {kind.__name__} from {low} to {high}; "
+                 "give the folder of a run of this version")
+    file = os.path.join(path, "ckpt.pt")
+    try:
+        with zipfile.ZipFile(file) as z:
+            if z.testzip():
+                raise zipfile.BadZipFile("a checksum is wrong")
+        data = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        fail(f"{path} has no ckpt.pt yet; wait for the run's first checkpoint, or give another folder")
+    except Exception as e:  # torch and zipfile raise a dozen classes on hostile bytes, and all of them mean the same
+        fail(f"{file} is damaged or foreign ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__}); "
+             f"copy it anew or train again")
+    if not isinstance(data, dict) or data.get("version") != 1:
+        fail(f"{file} is no nanoAZR checkpoint of version 1; train again with this version's train.py")
+    model = load_weights(file, data.get("gpt"), data.get("model"))
+    base = load_weights(file, data["gpt"], data["base"]) if data.get("base") is not None else None
+    return config, model.to(device), base and base.to(device)
+
+
+LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
+
+
+def read_tasks(ex, path):
+    """[Task] of a file in CRUXEval's format, two a good line (deduction, abduction), and the number of bad lines.
+
+    One JSON object a line with the strings code (defines f), input (what stands between the brackets of the call) and
+    output (a literal); `id` is not used. A line that is not that, or whose program does not give that output, is named
+    on stderr by its number and left out."""
+    rows, bad = [], 0
+
+    def refuse(n, why):
+        nonlocal bad
+        bad += 1
+        print(f"{os.path.basename(path)} line {n}: {' '.join(why.split())[:160]}; skipped", file=sys.stderr)
+    try:
+        with open(path, "rb") as f:
+            for n, line in enumerate(iter(lambda: f.readline(LINE_LIMIT), b""), 1):
+                if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
+                    while line and not line.endswith(b"\n"):
+                        line = f.readline(LINE_LIMIT)
+                    refuse(n, f"longer than {LINE_LIMIT} bytes")
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
+                except (ValueError, RecursionError) as e:
+                    refuse(n, f"not JSON ({e})")
+                    continue
+                wrong = [k for k in ("code", "input", "output") if not isinstance(row, dict)
+                         or not isinstance(row.get(k), str)]
+                if row is None or wrong:
+                    refuse(n, "empty" if row is None else f"no text under {', '.join(wrong)}")
+                else:
+                    rows.append((n, row["code"], row["input"], row["output"]))
+    except OSError as e:
+        fail(f"cannot read {path} ({e.strerror}); give a file with one JSON object a line")
+    tasks = []
+    results = ex.run([(code, arg) for _, code, arg, _ in rows])
+    for (n, code, arg, output), r, want in zip(rows, results, ex.literals([output for *_, output in rows])):
+        if not r.ok:
+            refuse(n, f"the program gives no output ({r.error})")
+        elif not want.ok or want.loose != r.loose:  # loose: the file's author compared with ==
+            refuse(n, f"the program gives {r.value[:60]}, the file says {output[:60]}")
+        else:
+            tasks += [Task(kind, code, [arg], [r.value], [r.key]) for kind in ("deduction", "abduction")]
+    return tasks, bad
+
+
+def run_tasks(model, ex, path, max_new, samples):
+    """--tasks: print greedy and pass@k on a task file. Good lines run whatever stands on the others."""
+    tasks, bad = read_tasks(ex, path)
+    if not tasks:
+        fail(f"{path} holds no task that runs; each line needs the strings code, input and output")
+    kinds = ("deduction", "abduction")
+    table = evaluate(model, ex, {(k, "file"): [t for t in tasks if t.kind == k] for k in kinds}, max_new, samples)
+    print(f"{os.path.basename(path)}: {len(tasks) // 2} tasks, {bad} lines skipped; percent right, 95 % intervals")
+    for k in kinds:
+        cell, text = table[k]["file"], f"{k:10}"
+        for m in ("greedy", "pass@1", "pass@4", "pass@16"):
+            if m in cell:
+                low, high = cell.get(m + "_ci", (None, None))
+                text += f"  {m} {100 * cell[m]:.1f}"
+                text += f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None else ""
+        print(text)
+    say_too_long(model, max_new, [table[k]["file"] for k in kinds], "the file's")
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --compare: runs grouped by their config without the seed
+
+OWN = {"seed", "out", "command", "name", "ablation", "resume", "commit", "date", "machine"}  # of a run, not a setting
+
+
+def read_runs(folders):
+    """One dict a folder that holds a finished run (its figures, its setting); the others are named on stderr."""
+    runs = []
+    for folder in folders:
+        config, result = (read_json(os.path.join(folder, f)) or {} for f in ("config.json", "eval.json"))
+        last = ([r for r in read_metrics(folder) if r.get("phase") != "warmup"] or [{}])[-1]
+        name = config.get("name") or config.get("ablation")
+        run = {"named": bool(name), "name": str(name or os.path.basename(os.path.abspath(folder))),
+               "setting": {k: v for k, v in config.items() if k not in OWN},
+               "command": str(config.get("command") or ""),
+               "rollouts": number(last, "rollouts"), "minutes": number(last, "minutes")}
+        for m in ("greedy", "pass@1"):
+            run[m] = mean_at(result.get("final"), m, *MEAN_CELLS["all"])
+            run["gain " + m], run["ci " + m] = gain(result.get("base"), result.get("final"), m, result.get("counts"))
+        if None in (run["gain greedy"], run["gain pass@1"]):
+            print(f"{folder}: no finished run (eval.json with base and final); skipped", file=sys.stderr)
+        else:
+            runs.append(run)
+    return runs
+
+
+def spread(values):
+    """(mean, standard deviation over seeds, half width of Student's 95 % interval of the mean); one seed has none."""
+    n, mean = len(values), sum(values) / len(values)
+    if n < 2:
+        return mean, None, None
+    std = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[n - 2] if n < 11 else 1.96 + 2.5 / (n - 1)
+    return mean, std, t * std / math.sqrt(n)
+
+
+def group_runs(runs):
+    """One row a setting. The interval of a gain is over seeds (each seed's gain is over its own base); with a lone seed
+    it is the bootstrap over tasks, which says nothing of other seeds. Rows that share a name say how they differ."""
+    groups = {}
+    for run in runs:
+        key = (run["name"] if run["named"] else "", json.dumps(run["setting"], sort_keys=True))
+        groups.setdefault(key, []).append(run)
+    rows = []
+    for mine in groups.values():
+        setting, name = mine[0]["setting"], mine[0]["name"]
+        twins = [g[0]["setting"] for g in groups.values() if g[0]["name"] == name]
+        apart = sorted(k for k in set().union(*twins) if any(t.get(k) != setting.get(k) for t in twins))
+        row = {"name": name + (" (" + ", ".join(f"{k}={setting.get(k)}" for k in apart) + ")" if apart else ""),
+               "seeds": len(mine), "command": mine[0]["command"]}
+        for m in ("greedy", "pass@1"):
+            row[m], row[m + " std"], _ = spread([r[m] for r in mine])
+            row["gain " + m], _, half = spread([r["gain " + m] for r in mine])
+            low, high = (row["gain " + m] - half, row["gain " + m] + half) if half is not None else \
+                mine[0]["ci " + m] or (None, None)
+            row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": [r["gain " + m] for r in mine]}
+        for k in ("rollouts", "minutes"):
+            row[k] = None if None in (known := [r[k] for r in mine]) else sum(known) / len(known)
+        rows.append(row)
+    return rows
+
+
+def compare(folders, out):
+    """--compare: print the markdown table, write compare.csv and compare.svg to `out`."""
+    runs = read_runs(folders)
+    if not runs:
+        fail("no finished run among these folders; give folders that hold config.json and eval.json")
+    rows = group_runs(runs)
+
+    def percent(v, sign=""):
+        return "-" if v is None else f"{100 * v:{sign}.1f}"
+
+    def cell(text):  # a name or a command may hold anything, and | and line ends are markdown's
+        return " ".join(str(text).split()).replace("|", "\\|")
+    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", "rollouts", "minutes", "command"]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for r in rows:
+        cells = [cell(r["name"]), str(r["seeds"])]
+        for m in ("greedy", "pass@1"):
+            low, high = percent(r[f"gain {m} low"], "+"), percent(r[f"gain {m} high"], "+")
+            std = f" \u00b1 {percent(r[m + ' std'])}" if r["seeds"] > 1 else ""
+            cells += [percent(r[m]) + std, f"{percent(r['gain ' + m], '+')} [{low}, {high}]"]
+        for k, form in (("rollouts", ",.0f"), ("minutes", ".1f")):
+            cells.append(f"{r[k]:{form}}" if r[k] is not None else "-")
+        cells.append(f"`{cell(r['command'])}`" if r["command"] else "")
+        print("| " + " | ".join(cells) + " |")
+    print("\nPercent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over "
+          "seeds; gain: points over each run's own start model, 95 % interval over seeds (over tasks if one seed).")
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as e:
+        fail(f"cannot make the folder {out} ({e.strerror}); choose another with --out")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(rows[0])
+    for r in rows:
+        writer.writerow([" ".join(f"{x:.4f}" for x in v) if isinstance(v, list) else
+                         f"{v:.6g}" if isinstance(v, float) else v for v in r.values()])
+    write_text(os.path.join(out, "compare.csv"), text.getvalue())
+    write_text(os.path.join(out, "compare.svg"), compare_svg(rows))
+    print(f"wrote {os.path.join(out, 'compare.csv')} and compare.svg")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing: SVG by hand. c0-c3 are Okabe and Ito's colours, which the colour-blind can tell apart; each goes with a dash
+# pattern d0-d3 of its own, so that a grey print can be read too.
+
+STYLE = """
+:root, svg { --ink: #1b1f24; --soft: #57606a; --rule: #d5dae0; --paper: #ffffff; --card: #f5f7f9;
+  --c0: #0072b2; --c1: #c04f00; --c2: #007a59; --c3: #a3487e; }
+@media (prefers-color-scheme: dark) { :root, svg { --ink: #e6e9ed; --soft: #9aa4b0; --rule: #39424d; --paper: #14181d;
+  --card: #1d232a; --c0: #56b4e9; --c1: #f0a33a; --c2: #2fc79b; --c3: #e39cc6; } }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); stroke: none; }
+svg text.name { fill: var(--ink); }
+.axis { stroke: var(--rule); stroke-width: 1; }
+.line { fill: none; stroke-width: 2; stroke-linejoin: round; } .whisker { stroke-width: 1.2; }
+.c0 { stroke: var(--c0); fill: var(--c0); } .c1 { stroke: var(--c1); fill: var(--c1); }
+.c2 { stroke: var(--c2); fill: var(--c2); } .c3 { stroke: var(--c3); fill: var(--c3); }
+.d1 { stroke-dasharray: 7 3; } .d2 { stroke-dasharray: 2 3; } .d3 { stroke-dasharray: 9 3 2 3; }
+.line.c0, .line.c1, .line.c2, .line.c3 { fill: none; } .hollow { fill: var(--paper); stroke-width: 1.5; }
+"""
+WIDE, LEFT, TOP, LOW = 420, 52, 28, 204  # a chart's width, and where its axes stand
+
+
+def esc(text):
+    """Any text as HTML text: markup escaped, control characters (which could hide or reorder it) made visible."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
+                  lambda m: f"\\u{ord(m[0]):04x}", str(text))
+    return html.escape(text, quote=True)
+
+
+def ticks(low, high, n=5):
+    """Round numbers within [low, high], about n of them."""
+    size = 10.0 ** math.floor(math.log10((high - low) / n))
+    step = next(s * size for s in (1, 2, 5, 10) if s * size * 1.0001 >= (high - low) / n)
+    return [k * step for k in range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)]
+
+
+def short(v):
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(v) >= size:
+            return f"{v / min(size, 1e3 if unit == 'k' else size):.4g}{unit}"
+    return f"{v:.4g}"
+
+
+def widen(values, span=None):
+    """(low, high) of an axis: span where given, else the values, zero, and something to stand on."""
+    low, high = span or (min(0, *values, 0), max(0, *values, 0))
+    return (low, high) if high - low > 1e-9 * max(1, abs(low), abs(high)) else (low, low + 1)
+
+
+def chart(title, unit, series, x_unit="step", span=None):
+    """An inline SVG of series [(label, classes, [(x, y) or (x, y, low, high)], mark)]; mark: line, both (line and dots)
+    or bars. A point's low and high become a whisker."""
+    series = [(label, look, [p if None not in p else p[:2] for p in points if None not in p[:2]], mark)
+              for label, look, points, mark in series]
+    series = [s for s in series if s[2]]
+    if not series:
+        return f'<figure><figcaption>{esc(title)}</figcaption><p class="soft">not recorded in this run</p></figure>'
+    bars, xs = series[0][3] == "bars", sorted({p[0] for s in series for p in s[2]})
+    margin = 0.5 * (xs[-1] - xs[0]) / max(1, len(xs) - 1) if bars else 0 if len(xs) > 1 else 1
+    x0, x1 = xs[0] - margin, xs[-1] + margin
+    y0, y1 = widen([v for s in series for p in s[2] for v in p[1:]], span)
+
+    def px(x):
+        return LEFT + (WIDE - LEFT - 12) * (x - x0) / (x1 - x0)
+
+    def py(y):
+        return LOW - (LOW - TOP) * (min(max(y, y0), y1) - y0) / (y1 - y0)
+    out = [f'<text x="4" y="12">{esc(unit)}</text>',
+           f'<text x="{WIDE - 12}" y="{LOW + 31}" text-anchor="end">{esc(x_unit)}</text>']
+    for v in ticks(y0, y1):
+        out.append(f'<path class="axis" d="M{LEFT} {py(v):.1f}H{WIDE - 12}"/>'
+                   f'<text x="{LEFT - 6}" y="{py(v) + 4:.1f}" text-anchor="end">{short(v)}</text>')
+    for v in ticks(xs[0], xs[-1]) if len(xs) > 1 else xs:
+        out.append(f'<text x="{px(v):.1f}" y="{LOW + 16}" text-anchor="middle">{short(v)}</text>')
+    row = (3, 122) if len(series) % 2 else (2, 170)  # of the legend: entries, and the width of one
+    for i, (label, look, points, mark) in enumerate(series):
+        # whiskers and bars of different series stand side by side
+        width = 0.8 * (px(x1) - px(x0)) / len(xs) / len(series) if bars else 4 if any(len(p) > 2 for p in points) else 0
+        shift = (i - (len(series) - 1) / 2) * width
+        spots = [(px(p[0]) + shift, *(py(v) for v in p[1:])) for p in points]
+        x, y = LEFT + row[1] * (i % row[0]), LOW + 50 + 17 * (i // row[0])                              # of the legend
+        if bars:
+            out += [f'<rect class="{look}" x="{s[0] - width / 2:.1f}" y="{s[1]:.1f}" width="{width - 1:.1f}" '
+                    f'height="{LOW - s[1]:.1f}"/>' for s in spots]
+            out.append(f'<rect class="{look}" x="{x}" y="{y - 9}" width="22" height="10"/>')
+        else:
+            out.append(f'<path class="line {look}" d="M' + "L".join(f"{s[0]:.1f} {s[1]:.1f}" for s in spots) + '"/>')
+            out += [f'<circle class="{look[:2]}" cx="{s[0]:.1f}" cy="{s[1]:.1f}" r="3"/>' for s in spots
+                    if mark == "both" or len(spots) == 1]
+            out += [f'<path class="{look[:2]}" d="M{s[0]:.1f} {s[2]:.1f}V{s[3]:.1f}"/>' for s in spots if len(s) > 2]
+            out.append(f'<path class="line {look}" d="M{x} {y - 4}h22"/>')
+        out.append(f'<text x="{x + 27}" y="{y}">{esc(label)}</text>')
+    return (f'<figure><figcaption>{esc(title)}</figcaption><svg viewBox="0 0 {WIDE} {y + 8}" role="img" '
+            f'aria-label="{esc(title)}">{"".join(out)}</svg></figure>')
+
+
+def compare_svg(rows):
+    """Gains with their intervals, a row each for greedy and pass@1; hollow circles are single seeds."""
+    marks = [100 * v for r in rows for m in ("greedy", "pass@1") for v in
+             (*r[f"gain {m} by seed"], r[f"gain {m} low"] or 0, r[f"gain {m} high"] or 0)]
+    (x0, x1), high = widen(marks), 60 + 44 * len(rows)
+
+    def px(v):
+        return 190 + 430 * (v - x0) / (x1 - x0)
+    out = [f'<path class="axis" d="M{px(v):.1f} 26V{high - 24}"/><text x="{px(v):.1f}" y="{high - 8}" '
+           f'text-anchor="middle">{short(v)}</text>' for v in ticks(x0, x1, 6)]
+    out.append('<text x="8" y="16">gain over the own start model in points, held-out mean; 95 % interval; hollow: one '
+               f'seed</text><path stroke="var(--soft)" d="M{px(0):.1f} 26V{high - 24}"/>')
+    for i, r in enumerate(rows):
+        name = r["name"] if len(r["name"]) < 27 else r["name"][:25] + ".."
+        out.append(f'<text class="name" x="8" y="{52 + 44 * i}">{esc(name)}</text>')
+        for j, m in enumerate(("greedy", "pass@1")):
+            y, mean, low = 42 + 44 * i + 18 * j, 100 * r["gain " + m], r[f"gain {m} low"]
+            out.append(f'<text x="640" y="{y + 4}">{m} {mean:+.1f}</text>')
+            if low is not None:
+                ends = px(100 * low), px(100 * r[f"gain {m} high"])
+                out.append(f'<path class="line c{j} d{j}" d="M{ends[0]:.1f} {y}H{ends[1]:.1f}"/>')
+            out += [f'<circle class="c{j} hollow" cx="{px(100 * v):.1f}" cy="{y}" r="3.5"/>'
+                    for v in r[f"gain {m} by seed"]]
+            out.append(f'<circle class="c{j}" cx="{px(mean):.1f}" cy="{y}" r="4.5"/>')
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 730 {high}" width="730" height="{high}">'
+            f'<style>{STYLE}</style><rect width="730" height="{high}" fill="var(--paper)"/>{"".join(out)}</svg>\n')
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --report: one page that opens from the file system, without a network and without scripts
+
+PAGE = """
+* { box-sizing: border-box; } html { color-scheme: light dark; }
+body { margin: 0 auto; max-width: 1180px; padding: 16px; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6em; margin: .2em 0; } h2 { margin: 1.6em 0 .4em; font-size: 1.2em; } p { max-width: 75ch; }
+p, figcaption, summary, td { overflow-wrap: anywhere; } .soft { color: var(--soft); }
+.grid { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
+figure, .card { margin: 0; padding: 10px 12px; min-width: 0; background: var(--card); border: 1px solid var(--rule);
+  border-radius: 8px; } figcaption { font-weight: 600; } svg { width: 100%; height: auto; display: block; }
+.big { font-size: 1.5em; font-weight: 650; white-space: nowrap; }
+pre { margin: .3em 0; padding: 8px; overflow-x: auto; background: var(--paper); border: 1px solid var(--rule);
+  border-radius: 6px; font: 13px/1.45 ui-monospace, monospace; }
+pre.try { white-space: pre-wrap; overflow-wrap: anywhere; }
+.right { color: var(--c2); font-weight: 650; } .wrong { color: var(--c1); font-weight: 650; }
+article { align-self: start; }
+dl { margin: .3em 0; display: grid; font-size: 13px; grid-template-columns: max-content 1fr; gap: 2px 10px; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, monospace; min-width: 0; }
+"""
+
+
+def by_kind(*path):
+    """One line a kind: solve -> ("solve", "deduction") ...; a path that ends in propose/ or solve/ names the cells."""
+    return [(k, f"c{i} d{i}", (*path[:-1], path[-1] + k) if path[-1].endswith("/") else (*path, k))
+            for i, k in enumerate(KINDS)]
+
+
+CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, lines)])
+    ("Rewards of the six cells", "The solver earns 1, -0.5 or -1. The proposer earns 1 - solve rate where that is "
+     "neither 0 nor 1, -0.5 for a task that is not valid, -1 for a reply that is none. A constant cell learns nothing.",
+     [("proposer", "mean reward", None, by_kind("reward", "propose/")),
+      ("solver", "mean reward", None, by_kind("reward", "solve/"))]),
+    ("What it proposes", "Novel: the program was not known yet. Learnable: solved by some tries but not by all.",
+     [("valid proposals", "share", (0, 1), by_kind("valid")), ("novel proposals", "share", (0, 1), by_kind("novel")),
+      ("learnable among the valid", "share", (0, 1), by_kind("learnable")),
+      ("depth of valid programs", "mean lines", None, by_kind("lines")),
+      ("different programs in a step", "share", (0, 1), [("distinct", "c0 d0", ("diversity", "programs"))]),
+      ("variety of the outputs", "entropy, bits", None, [("outputs", "c0 d0", ("diversity", "answers"))])]),
+    ("Length of the replies", "Thoughts grow where thinking pays. Length that runs away is a fault: see the tasks.",
+     [("proposer", "mean tokens", None, by_kind("length", "propose/")),
+      ("solver", "mean tokens", None, by_kind("length", "solve/"))]),
+    ("The learner", "KL: how far an update moves the policy. Rollouts without a gradient (advantage 0) are wasted.",
+     [("entropy of the policy", "nats a token", None, [("entropy", "c0 d0", ("entropy",))]),
+      ("KL to the policy of the step", "nats a token", None, [("KL", "c0 d0", ("kl",))]),
+      ("gradient norm", "norm", None, [("before clipping", "c0 d0", ("grad_norm",))]),
+      ("rollouts with a gradient", "number a step", None, [("with gradient", "c0 d0", ("with_gradient",))])]),
+    ("Time and memory", "All that is not sampling or learning should be small.",
+     [("where the seconds go", "seconds a step", None,
+       [(k, f"c{i} d{i}", ("seconds", k)) for i, k in enumerate(("propose", "solve", "execute", "learn"))]),
+      ("speed", "tokens a second", None, [("tokens/s", "c0 d0", ("tokens_per_s",))]),
+      ("memory", "MB", None, [("memory", "c0 d0", ("memory_mb",))])])]
+
+
+def curve(records, path, limit=240):
+    """[(step, value)] smoothed by an exponential mean over about a thirtieth of the run, thinned to `limit` points."""
+    points = [(number(r, "step"), number(r, *path)) for r in records]
+    points = [p for p in points if None not in p]
+    keep, top, weight, out = 1 - 1 / max(1, len(points) / 30), 0.0, 0.0, []
+    for step, value in points:
+        top, weight = keep * top + value, keep * weight + 1  # the weighted mean: unbiased from the first point on
+        out.append((step, top / weight))
+    return out[::max(1, -(-len(out) // limit))] + out[-1:] if out else []
+
+
+def held_out(records, result, metric):
+    """Lines by kind of the accuracy on held-out tasks: the full suite at both ends, small samples of it between."""
+    last = max([number(r, "step") or 0 for r in records], default=0)
+    lines = []
+    for i, k in enumerate(KINDS):
+        before, after = (mean_at(result.get(end), metric, *MEAN_CELLS[k]) for end in ("base", "final"))
+        points = [((number(r, "step") or 0) + 1, number(r, "eval", k, metric)) for r in records]
+        lines.append((k, f"c{i} d{i}", [(0, before), *points, (last + 1, after)], "both"))
+    return lines
+
+
+def rate_bars(records, kind):
+    """Shares of valid tasks by solve rate, in the first and in the last third of the run."""
+    rows = []
+    for r in records:
+        counts = r["rates"].get(kind) if isinstance(r.get("rates"), dict) else None
+        if isinstance(counts, list) and 1 < len(counts) < 100:
+            rows.append([number(counts, i) for i in range(len(counts))])
+    rows = [row for row in rows if None not in row and len(row) == len(rows[-1])]
+    third, bars = -(-len(rows) // 3), []
+    for label, look, part in (("first third", "c0 hollow", rows[:third]), ("last third", "c1", rows[-third:])):
+        sums = [sum(column) for column in zip(*part)]
+        bars.append((label, look, [(i / (len(sums) - 1), n / max(1, sum(sums))) for i, n in enumerate(sums)], "bars"))
+    return chart(kind, "share of tasks", bars, "solve rate of the task")
+
+
+def before_after(result, kind):
+    """By depth, with whiskers: before dashed, after solid."""
+    lines = []
+    for m, colour in (("pass@1", "c0"), ("greedy", "c1")):
+        for end, when, dash in (("base", "before", "d1"), ("final", "after", "d0")):
+            paths = (m,), (m + "_ci", 0), (m + "_ci", 1)
+            points = [(d, *(number(result, end, kind, str(d), *p) for p in paths)) for d in range(1, MAX_DEPTH + 1)]
+            lines.append((f"{m} {when}", f"{colour} {dash}", points, "both"))
+    return chart(kind, "share right", lines, "depth of the task", (0, 1))
+
+
+def clip(text, limit=1500):
+    text = text if isinstance(text, str) else json.dumps(text)
+    return text if len(text) <= limit else text[:limit] + f" ... ({len(text) - limit:,} more characters)"
+
+
+def as_list(value):
+    return value if isinstance(value, list) else []
+
+
+def task_card(step, task):
+    """A proposed task as the model wrote it, and what its solvers made of it. Every text is a stranger's."""
+    rate = number(task, "rate")
+    facts = [fact for a, b in zip(as_list(task.get("inputs")), as_list(task.get("outputs")))
+             for fact in (("input", a), ("output", b))]
+    facts += [("message", task["message"])] if task.get("message") else []
+    facts = "".join(f"<dt>{k}</dt><dd>{esc(clip(v, 300))}</dd>" for k, v in facts)
+    tries = ""
+    for t in [t for t in as_list(task.get("tries")) if isinstance(t, dict)][:16]:
+        look = "right" if t.get("verdict") == "right" else "wrong"
+        tries += (f'<details><summary><span class="{look}">{esc(clip(t.get("verdict", "?"), 40))}</span> '
+                  f'<code>{esc(clip(t.get("answer") or "", 80))}</code></summary>'
+                  f'<pre class="try">{esc(clip(t.get("reply", "")))}</pre></details>')
+    rate = "" if rate is None else f", solve rate {rate:.2f}"
+    return (f'<article class="card"><b>{esc(clip(task.get("kind", "?"), 20))}</b> <span class="soft">step {short(step)}'
+            f'{rate}</span><pre>{esc(clip(task.get("program", "")))}</pre><dl>{facts}</dl>{tries}</article>')
+
+
+def pick_tasks(records, n=12):
+    """n (step, task) spread evenly over the run, the kinds in turn."""
+    every = [(number(r, "step") or 0, t) for r in records for t in as_list(r.get("tasks")) if isinstance(t, dict)]
+    n, picked = min(n, len(every)), set()
+    for i in range(n):
+        at = i * (len(every) - 1) / max(1, n - 1)
+        cost = [abs(j - at) + (t.get("kind") != KINDS[i % 3]) * len(every) / n for j, (_, t) in enumerate(every)]
+        picked.add(min((j for j in range(len(every)) if j not in picked), key=cost.__getitem__))
+    return [every[j] for j in sorted(picked)]
+
+
+def tiles(records, result):
+    """The headline figures."""
+    out, last = [], records[-1] if records else {}
+    for m in ("pass@1", "greedy"):
+        before, after = (mean_at(result.get(end), m, *MEAN_CELLS["all"]) for end in ("base", "final"))
+        rise, ci = gain(result.get("base"), result.get("final"), m, result.get("counts"))
+        if rise is not None:
+            between = f" [{100 * ci[0]:+.1f}, {100 * ci[1]:+.1f}]" if ci else ""
+            out.append((f"{100 * before:.1f} to {100 * after:.1f} %",
+                        f"{m} on held-out tasks of depth 1-5: {100 * rise:+.1f} points{between}"))
+    speeds = [v for r in records if (v := number(r, "tokens_per_s")) is not None]
+    for value, form, text in ((number(last, "step"), ",.0f", "last step of self-play"),
+                              (number(last, "rollouts"), ",.0f", "rollouts"),
+                              (number(last, "minutes"), ".1f", "minutes of self-play"),
+                              (sum(speeds) / len(speeds) if speeds else None, ",.0f", "tokens a second, mean")):
+        if value is not None:
+            out.append((f"{value:{form}}", text))
+    return "".join(f'<div class="card"><div class="big">{esc(a)}</div>{esc(b)}</div>' for a, b in out)
+
+
+def report(folder):
+    """RUN/report.html from config.json, metrics.jsonl and eval.json, whatever of them there is. Returns its path."""
+    everything = read_metrics(folder)
+    config, result = (read_json(os.path.join(folder, f)) for f in ("config.json", "eval.json"))
+    if config is None and not everything:
+        fail(f"{folder} holds neither a config.json nor a metrics.jsonl; give the folder of a run")
+    config, result, name = config or {}, result or {}, os.path.basename(os.path.abspath(folder))
+    records = [r for r in everything if r.get("phase") != "warmup"]
+    warm = [r for r in everything if r.get("phase") == "warmup"]
+    body = [f"<h1>{esc(name)}: Absolute Zero self-play</h1><p>One small network sets itself tasks, solves them, and "
+            "learns from what a code executor says; no person wrote a task or an answer. Deduction: find the output; "
+            "abduction: find an input; induction: find the program.</p>"
+            f"<p><code>{esc(clip(config.get('command') or '', 500))}</code></p>"
+            f'<div class="grid">{tiles(records, result)}</div>']
+
+    def section(title, text, figures):
+        body.append(f'<h2>{esc(title)}</h2><p class="soft">{esc(text)}</p><div class="grid">{"".join(figures)}</div>')
+
+    def lines(source, wanted):
+        return [(label, look, curve(source, path), "line") for label, look, path in wanted]
+    section("Learning", "Its own tasks grow harder as it learns, so their solve rate may stand still while skill "
+            "rises; the held-out tasks stay the same. Points between the ends are small samples of them.",
+            [chart("tasks it set itself", "share right", lines(records, by_kind("solve")), span=(0, 1)),
+             *(chart(f"held-out tasks, {m}", "share right, depths 1-5", held_out(records, result, m), span=(0, 1))
+               for m in ("pass@1", "greedy"))])
+    section("Before and after, by depth", "On the held-out suite. Whiskers: 95 % bootstrap intervals over tasks.",
+            [before_after(result, k) for k in KINDS])
+    if isinstance(result.get("final"), dict):
+        people = result["people"] if isinstance(result.get("people"), dict) else None
+        text = "\n".join(table_lines(result.get("base"), result["final"], result.get("counts"), people))
+        body.append(f"<details><summary>the same as a table</summary><pre>{esc(text)}</pre></details>")
+    for title, text, charts in CHARTS:
+        section(title, text, [chart(t, unit, lines(records, wanted), span=span) for t, unit, span, wanted in charts])
+    section("How hard its tasks are", "Solve rates of valid tasks. Those at 0 and 1 teach nothing and earn nothing.",
+            [rate_bars(records, k) for k in KINDS])
+    section("Tasks it proposed", "Picked evenly along the run. Open a try to read what the solver wrote.",
+            [task_card(step, task) for step, task in pick_tasks(records)])
+    if warm:
+        section("Warm-up", "Before self-play: next-token learning on generated programs, the stand-in for pretraining.",
+                [chart("loss", "nats a token", lines(warm, [("loss", "c0 d0", ("loss",))]))])
+    rows = "".join(f"<dt>{esc(clip(k, 60))}</dt><dd>{esc(clip(v, 200))}</dd>" for k, v in config.items())
+    body.append(f'<h2>Settings</h2><dl>{rows}</dl><p class="soft">Made by <code>python eval.py --report '
+                f"{esc(folder)}</code>. Curves are smoothed over a thirtieth of the run. Nothing here is loaded from "
+                "elsewhere.</p>")
+    path = os.path.join(folder, "report.html")
+    write_text(path, '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+               'content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy" '
+               f'content="default-src \'none\'; style-src \'unsafe-inline\'"><title>{esc(name)} - nanoAZR</title>'
+               f"<style>{STYLE}{PAGE}</style></head><body>{''.join(body)}</body></html>\n")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="eval.py", description="Measure, compare and show runs.", allow_abbrev=False)
+    parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
+    parser.add_argument("--tasks", metavar="FILE", help="with RUN: measure on a file in CRUXEval's format instead")
+    parser.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
+    parser.add_argument("--report", metavar="RUN", help="write RUN/report.html")
+    parser.add_argument("--out", help="where --compare writes (default: results/ if there is one, else .)")
+    parser.add_argument("--write", action="store_true", help="replace RUN/eval.json; else written only if absent")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--unsafe_executor", action="store_true", help="run programs without the kernel wall")
+    parser.error = lambda message: fail(f"{message}; see --help")
+    args = parser.parse_args(argv)
+    if sum(x is not None for x in (args.run, args.compare, args.report)) != 1:
+        fail("give one of: RUN, --compare RUN ..., --report RUN; see --help")
+    if args.tasks is not None and args.run is None:
+        fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
+    if args.compare:
+        return compare(args.compare, args.out or ("results" if os.path.isdir("results") else "."))
+    if args.report is not None:
+        return print(report(args.report))
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda: no CUDA here; leave --device out to use the CPU")
+    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)  # the sampler runs chunks on threads of its own
+    config, model, base = load_run(args.run, device)
+    if config["max_new"] >= model.config.block_size:
+        fail(f"{args.run}/config.json: max_new {config['max_new']} fills all {model.config.block_size} tokens")
+    try:
+        ex = Executor(unsafe=args.unsafe_executor)
+    except RuntimeError as e:
+        fail(e)
+    with ex:
+        if args.tasks is not None:
+            return run_tasks(model, ex, args.tasks, config["max_new"], config["samples"])
+        start = time.perf_counter()
+        suite = build_suite(ex, config["suite_n"], config["n_inputs"], config["large"])
+        people, done = people_suite(ex, config["n_inputs"]), []
+        for name, m in (("start model", base), ("trained model", model)):
+            if m is not None:
+                print(f"{name}: {sum(map(len, suite.values()))} held-out tasks, {1 + config['samples']} replies each",
+                      file=sys.stderr, flush=True)
+            done.append(m and measure(m, ex, suite, people, config["max_new"], config["samples"]))
+    result = join(*done)
+    print_table(result.get("base"), result["final"], result["counts"], result["people"])
+    say_too_long(model, config["max_new"], [c for t in result["final"].values() for c in t.values()], "the suite's")
+    say_too_long(model, config["max_new"], result["people"].values(), "people's")
+    path = os.path.join(args.run, "eval.json")
+    if args.write or not os.path.exists(path):
+        write_text(path, json.dumps(result))
+        print(f"wrote {path}")
+    print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a folder's or a run's name may hold anything
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -296,42 +296,44 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     """Sample `tries` replies to each prompt. prompts: lists of ids of any lengths. Returns (tokens, logps), two lists of
     len(prompts) * tries lists, the tries of one prompt side by side; a reply ends with `stop` or after max_new_tokens.
 
-    How it is fast: prompts are sorted by length and cut into chunks of about `rows` rows; a chunk's prompts are read
-    once (prefill) and their cache rows copied to all tries; then one decode step a token over a static KV cache. On a
-    CPU, finished rows are compacted away and chunks run on `threads` threads (torch releases the interpreter lock
-    inside an operation). On CUDA a decode step is one captured graph, and the host looks only now and then."""
+    How it is fast: each prompt is read once (prefill) and its cache copied to all its tries; then one decode step a token
+    over a static KV cache, where every row stands at a position of its own. On a CPU a finished row's place goes
+    to the next waiting row, so the batch stays full to the end, and prompts are dealt to `threads` threads (torch releases the
+    interpreter lock inside an operation). On CUDA a decode step is one captured graph, and the host looks only now
+    and then. Neither changes what is sampled: that is a function of the prompt, the row's uniforms and the weights."""
     _check(model, prompts, max_new_tokens)
     if not prompts:
         return [], []
-    device = next(model.parameters()).device
-    rows = rows or (2048 if device.type == "cuda" else 256)
-    threads = threads or (1 if device.type == "cuda" else THREADS)
+    cuda = next(model.parameters()).device.type == "cuda"
+    rows = rows or (2048 if cuda else 256)
+    threads = threads or (1 if cuda else THREADS)
     u = uniforms(len(prompts) * tries, max_new_tokens, seed)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = max(1, min(rows // tries, -(-len(order) // threads)))  # prompts a chunk: no thread is left without one
-    chunks = [order[i:i + size] for i in range(0, len(order), size)]
-    decode_chunk = _decode_static if device.type == "cuda" else _decode_cpu
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours of like length: little padding
+    if cuda:
+        size = max(1, rows // tries)
+        chunks = [order[i:i + size] for i in range(0, len(order), size)]
+    else:
+        chunks = [c for c in (order[k::threads] for k in range(threads)) if c]  # every thread gets its share of long ones
 
     def work(chunk):
         with torch.inference_mode():  # thread-local, so each thread enters it
             where = [i * tries + t for i in chunk for t in range(tries)]
-            return where, *decode_chunk(model, [prompts[i] for i in chunk], max_new_tokens, temperature, tries,
-                                        u[where], stop)
-    # longest first: the short chunks fill the gap at the end
-    if threads > 1 and len(chunks) > 1:
-        results = _pool(threads).map(work, chunks[::-1])
-    else:
-        results = map(work, chunks[::-1])
+            mine = [prompts[i] for i in chunk]
+            if cuda:
+                return where, *_decode_static(model, mine, max_new_tokens, temperature, tries, u[where], stop)
+            return where, *_decode_cpu(model, mine, max_new_tokens, temperature, tries, u[where], stop, rows)
+
+    results = _pool(threads).map(work, chunks) if threads > 1 and len(chunks) > 1 else map(work, chunks)
     tokens, logps = [None] * len(u), [None] * len(u)
     for where, ids, lps in results:                              # ids, lps (rows, steps) on the CPU
-        length = ids.eq(stop).int().argmax(1) + 1                # first stop token, counted in
-        length[~ids.eq(stop).any(1)] = ids.shape[1]
+        ended = ids.eq(stop)
+        length = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1])  # the first stop is counted in
         for r, row, lp, n in zip(where, ids.tolist(), lps.tolist(), length.tolist()):
             tokens[r], logps[r] = row[:n], lp[:n]
     return tokens, logps
 
 
-THREADS = max(1, min(8, torch.get_num_threads()))  # sampler and learner threads on a CPU, each running its own chunk
+THREADS = max(1, min(8, torch.get_num_threads()))  # sampler and learner threads on a CPU
 
 
 @lru_cache
@@ -339,72 +341,77 @@ def _pool(threads):
     return ThreadPoolExecutor(threads)
 
 
-def _prefill(model, prompts, tries, extra):
-    """Read the prompts once. Returns caches [(k, v)] of (rows, KV, P + extra, hd), prompt lengths (rows,), P, and the
-    logits (rows, V) after each prompt; rows = len(prompts) * tries."""
+def _prefill(model, prompts, rows=64):
+    """Read each prompt once. Returns [(k, v)] a layer, (N, KV, P, hd) with P the longest prompt, the lengths (N,), and
+    the logits (N, V) after each prompt."""
     device = next(model.parameters()).device
-    idx, cache = pad_rows(prompts, 1, device), []
     lens = torch.tensor([len(p) for p in prompts], device=device)
-    last = torch.zeros_like(idx, dtype=torch.bool)
-    last[torch.arange(len(prompts), device=device), lens - 1] = True
-    logits = model(idx, last, cache).repeat_interleave(tries, 0)
-    P = idx.shape[1]
-    caches = []
-    for k, v in cache:
-        B, KV, _, hd = k.shape
-        pair = torch.zeros(2, B * tries, KV, P + extra, hd, dtype=k.dtype, device=device)
-        pair[0, :, :, :P] = k.repeat_interleave(tries, 0)
-        pair[1, :, :, :P] = v.repeat_interleave(tries, 0)
-        caches.append((pair[0], pair[1]))
-    return caches, lens.repeat_interleave(tries), P, logits
+    parts, outs, P = [], [], int(lens.max())
+    for i in range(0, len(prompts), rows):
+        idx, cache = pad_rows(prompts[i:i + rows], 1, device), []
+        last = torch.zeros_like(idx, dtype=torch.bool)
+        last[torch.arange(len(idx), device=device), lens[i:i + rows] - 1] = True
+        outs.append(model(idx, last, cache))
+        parts.append([[F.pad(z, (0, 0, 0, P - z.shape[2])) for z in pair] for pair in cache])
+    layers = [tuple(torch.cat([part[n][which] for part in parts]) for which in (0, 1))
+              for n in range(len(model.blocks))]
+    return layers, lens, torch.cat(outs)
 
 
-def _step(model, token, position, column, caches, bias):
-    """One decode step: token (B,) at position (B,) writes its keys at cache column `column` (a 1-element tensor)
-    and attends to the cache's columns under bias (B, 1, 1, 1, S). Returns logits (B, V)."""
+def _step(model, token, position, caches, S):
+    """One decode step: token (B,) at position (B,), a row's own, is written to that column of the caches and attends to the
+    columns up to it. S: columns in use by any row, at least max(position) + 1. Returns logits (B, V)."""
+    row = torch.arange(len(token), device=token.device)
+    hidden = torch.arange(S, device=token.device) > position[:, None]
+    bias = torch.zeros(len(token), S, device=token.device).masked_fill_(hidden, -math.inf)[:, None, None, None]
     x = model.embed(token)[:, None]
     cos, sin = model.cos[position][:, None], model.sin[position][:, None]  # (B, 1, 1, hd/2)
     for block, (k_cache, v_cache) in zip(model.blocks, caches):
         q, k, v = block.heads(x, cos, sin)
-        k_cache.index_copy_(2, column, k)
-        v_cache.index_copy_(2, column, v)
-        S = bias.shape[-1]
+        k_cache[row, :, position], v_cache[row, :, position] = k[:, :, 0], v[:, :, 0]
         x = block.finish(x, block.attend(q, k_cache[:, :, :S], v_cache[:, :, :S], bias))
     return model.head(model.norm(x))[:, 0]
 
 
-def _gap(lens, P, S):
-    """Bias (R, S): a row's own prompt fills columns 0..len-1, the padding up to P stays masked for good, and reply
-    token t sits in column P + t. Positions still count len + t, so rotary angles are those of training."""
-    column = torch.arange(S, device=lens.device)
-    hidden = (column >= lens[:, None]) & (column < P)
-    return torch.zeros(len(lens), S, device=lens.device).masked_fill_(hidden, -math.inf)
-
-
-def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop):
-    """Decode with shapes that shrink: attend to the columns written so far, drop the rows that have ended."""
-    caches, lens, P, logits = _prefill(model, prompts, tries, max_new)
-    ids, lps = torch.full((len(lens), max_new), PAD), torch.zeros(len(lens), max_new)
-    bias, alive = _gap(lens, P, P + max_new), torch.arange(len(lens))  # alive: the row of ids behind each cache row
-    done = torch.zeros(len(lens), dtype=torch.bool)
-    for t in range(max_new):
-        token, logp = pick(logits, u[alive, t], temperature)
-        ids[alive, t], lps[alive, t] = token, logp
-        done |= token == stop                                     # an ended row may run on; what it adds is cut off
-        if t % 4 == 3 or len(alive) < 32:                         # now and then: compaction copies the cache
-            keep = (~done).nonzero()[:, 0]
-            if len(keep) == 0:
-                break
-            if len(keep) < 0.85 * len(alive):
-                caches = [(k[keep], v[keep]) for k, v in caches]
-                alive, done, token, lens, bias = alive[keep], done[keep], token[keep], lens[keep], bias[keep]
-        if t + 1 < max_new:
-            logits = _step(model, token, lens + t, torch.tensor([P + t]), caches,
-                           bias[:, None, None, None, :P + t + 1])
+def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop, rows):
+    """Decode with at most `rows` places; whoever has ended makes room for the next waiting row."""
+    prefix, lens, first = _prefill(model, prompts)
+    N, P, c = len(lens) * tries, int(lens.max()), model.config
+    ids, lps = torch.full((N, max_new), PAD), torch.zeros(N, max_new)
+    R = min(rows, N)
+    caches = [tuple(torch.zeros(2, R, c.n_kv_head, P + max_new, c.head_dim)) for _ in range(c.n_layer)]
+    row, waiting = torch.full((R,), -1), 0                        # place -> row of ids (-1: free); next row to start
+    t, token = torch.zeros(R, dtype=torch.long), torch.zeros(R, dtype=torch.long)
+    free = torch.ones(R, dtype=torch.bool)
+    for tick in range(N * max_new + 1):
+        if tick % 4 == 0 or len(row) < 32:                        # now and then: refilling and compacting copy caches
+            place = free.nonzero()[:, 0]
+            new = torch.arange(waiting, min(N, waiting + len(place)))
+            if len(new):
+                place, task = place[:len(new)], new // tries
+                for (k, v), (k0, v0) in zip(caches, prefix):
+                    k[place, :, :P], v[place, :, :P] = k0[task], v0[task]
+                pick0, logp0 = pick(first[task], u[new, 0], temperature)
+                ids[new, 0], lps[new, 0], token[place] = pick0, logp0, pick0
+                row[place], t[place], free[place] = new, 0, (pick0 == stop) | (max_new == 1)
+                waiting += len(new)
+            elif len(place) > 0.15 * len(row):                    # nobody waits: close ranks
+                stay = (~free).nonzero()[:, 0]
+                if len(stay) == 0:
+                    break
+                caches = [(k[stay], v[stay]) for k, v in caches]
+                row, t, token, free = row[stay], t[stay], token[stay], free[stay]
+        position = lens[row // tries] + t                         # of the token that was just sampled
+        logits = _step(model, token, position, caches, int(position.max()) + 1)
+        t = (t + 1).clamp(max=max_new - 1)
+        token, logp = pick(logits, u[row, t], temperature)
+        busy = ~free                                              # an ended row runs on until its place is taken
+        ids[row[busy], t[busy]], lps[row[busy], t[busy]] = token[busy], logp[busy]
+        free |= (token == stop) | (t == max_new - 1)
     return ids, lps
 
 
-_graphs = {}  # (id(model), rows, S, max_new, temperature) -> (static tensors, replay), or None where capture failed
+_graphs = {}  # (id(model), rows, S, max_new, temperature) -> (static tensors, replay)
 
 
 def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture=True):
@@ -412,41 +419,33 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
     model is launch-bound, and a replay costs one launch. capture=False runs the same step eagerly (and on a CPU: the
     test compares it with generate_naive)."""
     device = next(model.parameters()).device
-    prefix, lens, P, logits = _prefill(model, prompts, tries, 0)
-    R, S = -(-len(lens) // 256) * 256 if capture else len(lens), -(-P // 64) * 64 + max_new
+    prefix, lens, logits = _prefill(model, prompts)
+    lens, logits = lens.repeat_interleave(tries), logits.repeat_interleave(tries, 0)
+    n, P, c = len(lens), prefix[0][0].shape[2], model.config
+    R, S = (-(-n // 256) * 256 if capture else n), min(c.block_size, -(-P // 64) * 64 + max_new)
     key = (id(model), R, S, max_new, temperature)
-    if _graphs.get(key) is None:
-        c = model.config
+    if not capture or key not in _graphs:
         z = dict(token=torch.zeros(R, dtype=torch.long, device=device),
-                 lens=torch.ones(R, dtype=torch.long, device=device),
-                 t=torch.zeros(1, dtype=torch.long, device=device), P=torch.ones(1, dtype=torch.long, device=device),
-                 u=torch.zeros(R, max_new, device=device), gap=torch.zeros(R, S, device=device),
-                 columns=torch.arange(S, device=device), ids=torch.full((R, max_new), PAD, device=device),
+                 lens=torch.ones(R, dtype=torch.long, device=device), t=torch.zeros(1, dtype=torch.long, device=device),
+                 u=torch.zeros(R, max_new, device=device), ids=torch.full((R, max_new), PAD, device=device),
                  lps=torch.zeros(R, max_new, device=device),
                  cache=[tuple(torch.zeros(2, R, c.n_kv_head, S, c.head_dim, dtype=prefix[0][0].dtype, device=device))
                         for _ in range(c.n_layer)])
 
         def step():
-            bias = z["gap"].masked_fill(z["columns"] > z["P"] + z["t"], -math.inf)[:, None, None, None]
-            out = _step(model, z["token"], z["lens"] + z["t"], z["P"] + z["t"], z["cache"], bias)
+            out = _step(model, z["token"], z["lens"] + z["t"], z["cache"], S)
             z["t"] += 1
             token, logp = pick(out, z["u"].gather(1, z["t"].expand(R, 1))[:, 0], temperature)
             z["token"].copy_(token)
             z["ids"].index_copy_(1, z["t"], token[:, None])
             z["lps"].index_copy_(1, z["t"], logp[:, None])
 
-        replay = _capture(step, z) if capture else step
-        if capture:
-            _graphs[key] = (z, replay)
-    else:
-        z, replay = _graphs[key]
-    n = len(lens)                                                 # rows beyond n are filler
+        _graphs[key] = (z, _capture(step, z) if capture else step)
+    z, replay = _graphs[key]
     for (k, v), (k0, v0) in zip(z["cache"], prefix):
-        k[:n, :, :P], v[:n, :, :P] = k0, v0
-    z["lens"][:n], z["P"][0], z["t"][0], z["u"][:n] = lens, P, 0, u.to(device)
-    z["gap"].zero_()
-    z["gap"][:n] = _gap(lens, P, S)
-    z["ids"].fill_(PAD)
+        k[:n, :, :P], v[:n, :, :P] = k0.repeat_interleave(tries, 0), v0.repeat_interleave(tries, 0)
+    z["lens"][:n], z["u"][:n] = lens, u.to(device)               # rows beyond n are filler
+    z["t"].zero_(), z["ids"].fill_(PAD)
     token, logp = pick(logits, z["u"][:n, 0], temperature)
     z["token"][:n], z["ids"][:n, 0], z["lps"][:n, 0] = token, token, logp
     for t in range(1, max_new):

@@ -43,8 +43,8 @@ FIRST_SPECIAL = ID[SPECIAL[0]]
 
 IDENTITY = ("def f(x):\n    return x", "'abc'")  # the zero triplet: all that self-play is seeded with
 MAX_LINES = 8        # of a proposed program, `def` and `return` included
-MAX_VALUE = 24       # tokens of one input or output; bounds every prompt
-MAX_PROGRAM = 64     # tokens of a program
+MAX_VALUE = 20       # tokens of one input or output; bounds every prompt
+MAX_PROGRAM = 56     # tokens of a program
 MESSAGE_TEXT = re.compile(r"[a-z ]{0,60}")
 
 
@@ -153,20 +153,33 @@ def length_fault(program, inputs):
     return ""
 
 
-def make_tasks(ex, wanted, step=-1):
+def message_fault(kind, inputs, message):
+    """'' or why an induction proposal is refused: a hidden input that is also shown, or a message that is code."""
+    if kind != "induction":
+        return ""
+    if len(set(inputs)) < len(inputs):
+        return "same inputs"
+    return "" if MESSAGE_TEXT.fullmatch(message) else "message"
+
+
+def make_tasks(ex, wanted, step=-1, max_prompt=None, gate=True):
     """Run proposals into tasks. wanted: [(kind, program, inputs, message)]; returns [(Task or None, reason)] in order.
 
     Every program runs on every input twice, in two processes with different hash seeds and address layouts (j = 2 of
-    Eq. 7); the first input that fails names the reason."""
+    Eq. 7); the first input that fails names the reason. A task whose solver prompt is longer than max_prompt tokens is
+    refused. gate=False lets failures through with the output None: the ablation that shows what the gate is for."""
     jobs = [(program, i) for _, program, inputs, _ in wanted for i in inputs]
     results = iter(ex.run(jobs))
     made = []
     for kind, program, inputs, message in wanted:
         rs = [next(results) for _ in inputs]
-        error = next((r.error for r in rs if not r.ok), "")
+        error = next((r.error for r in rs if not r.ok), "") if gate else ""
         if not error and max(len(encode(r.value)) for r in rs) > MAX_VALUE:
             error = "long output"
-        task = Task(kind, program, list(inputs), [r.value for r in rs], [r.key for r in rs], message, step=step)
+        task = Task(kind, program, list(inputs), [r.value if r.ok else "None" for r in rs], [r.key for r in rs],
+                    message, step=step)
+        if not error and max_prompt and len(solve_prompt(task)) > max_prompt:
+            error = "long prompt"
         made.append((None, error) if error else (task, ""))
     return made
 
@@ -176,8 +189,9 @@ def judge_answers(ex, tasks, answers):
 
     deduction: the answer is a literal whose key equals the output's. abduction: ANY input that gives the output. induction:
     a program that gives the hidden half of the outputs, all of them (shown pairs may be memorised, so they do not count)."""
-    literals = [i for i, t in enumerate(tasks) if t.kind == "deduction" and answers[i] is not None]
-    parsed = dict(zip(literals, ex.literals([answers[i] for i in literals])))
+    literals = [i for i, t in enumerate(tasks) if t.kind != "induction" and answers[i] is not None]
+    parsed = dict(zip(literals, ex.literals([answers[i] if tasks[i].kind == "deduction" else f"[{answers[i]}]"
+                                             for i in literals])))  # arguments are data too, no expressions
     jobs, spans = [], {}
     for i, (task, answer) in enumerate(zip(tasks, answers)):
         if answer is None or task.kind == "deduction":
@@ -192,7 +206,7 @@ def judge_answers(ex, tasks, answers):
         if answer is None:
             verdicts.append("unparsable")
             continue
-        rs = [parsed[i]] if i in parsed else results[slice(*spans[i])]
+        rs = [parsed[i]] if i in parsed and (task.kind == "deduction" or not parsed[i].ok) else results[slice(*spans[i])]
         want = task.keys[len(task.inputs) // 2:] if task.kind == "induction" else task.keys
         if all(r.ok and r.key == k for r, k in zip(rs, want)):
             verdicts.append("right")
@@ -306,6 +320,7 @@ LARGE_OPS = {  # the larger tier adds blocks and loops, which run several assign
     ],
 }
 MAX_DEPTH = 6
+MAX_TRIES = 4        # of a demonstrated search
 
 
 def random_value(rng, kind, large=False):
@@ -418,10 +433,21 @@ class Draw:
         return Task(kind, self.program, self.inputs[:n], outputs, [], self.message(rng) if n > 1 else "", self.depth)
 
 
+def ban(tasks):
+    """What may not enter warm-up or self-play: every (program, input) of the tasks, and from depth 2 on their programs.
+    (There are so few programs of depth 1 that banning them would leave nothing to learn from.)"""
+    tasks = list(tasks)
+    return {t.program for t in tasks if t.depth > 1} | {(t.program, i) for t in tasks for i in t.inputs}
+
+
+def is_banned(program, inputs, banned):
+    return program in banned or any((program, i) in banned for i in inputs)
+
+
 def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
     """One Draw for each depth asked for, as executed: a draw is redone until it runs on all its inputs, stays within the
-    length gate, each of its operations changes something on the first input, and its program is not banned (the held-out
-    suite's). Returns (draws, hits): how often a banned one was thrown away."""
+    length gate, each of its operations changes something on the first input, and its program or pair is not banned
+    (the held-out suite's). Returns (draws, hits): how many banned ones were thrown away."""
     draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
     while todo:
         tried, jobs = [], []
@@ -429,9 +455,10 @@ def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
             lines, words, kind = random_program(rng, depths[slot], large)
             program = join_program(lines)
             inputs = [random_value(rng, kind, large) for _ in range(n_inputs)]
-            if (program in banned and depths[slot] > 1) or len(set(inputs)) < n_inputs \
-                    or len(encode(program)) > MAX_PROGRAM or len(set(lines)) < len(lines):
-                hits += program in banned
+            if is_banned(program, inputs, banned):
+                hits += 1
+                continue
+            if len(set(inputs)) < n_inputs or len(encode(program)) > MAX_PROGRAM or len(set(lines)) < len(lines):
                 continue
             tried.append((slot, program, lines, words, kind, inputs))
             jobs += [(traced(program), i) for i in inputs]
@@ -456,11 +483,31 @@ def solver_depth(rng):
 
 
 def wrong_tries(rng):
-    return rng.choices((0, 1, 2, 3), (45, 30, 15, 10))[0]
+    """How many wrong tries a demonstrated search shows; MAX_TRIES of them end it without success."""
+    return rng.choices(range(MAX_TRIES + 1), (40, 25, 15, 10, 10))[0]
+
+
+def search(failed, right, budget):
+    """Ids of a demonstrated search, as parts for `demo`: wrong tries, then the right one. failed, right: lists of parts.
+    Where all MAX_TRIES are wrong, or the budget (tokens) ends, the search gives up: it answers with the last candidate,
+    so that the network learns to stop in time and a cut-off reply does not become the most common failure."""
+    def size(try_):
+        return sum(len(p[0]) if isinstance(p, tuple) else len(encode(p)) if isinstance(p, str) else
+                   1 if isinstance(p, int) else len(p) for p in try_)
+    parts, used = [], 0
+    for try_ in failed:
+        if used + size(try_) > budget:
+            break
+        parts += [TRY, *try_, WRONG]
+        used += size(try_) + 2
+    given_up = bool(parts) and (right is None or len(failed) == MAX_TRIES or used + size(right) > budget)
+    if right is None and not parts:
+        return [], False
+    return (parts, True) if given_up else ([*parts, TRY, *right, RIGHT], False)
 
 
 def demonstrations(ex, rng, n, cfg, banned=frozenset()):
-    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts). Returns (list, hits).
+    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, max_new). Returns (list, hits).
 
     The proposer's are as deep as MAX_DEPTH and the solver's geometrically rarer: the base can write what it cannot solve."""
     cells = rng.choices(range(6), (5, 5, 5, 28, 27, 30), k=n)
@@ -478,21 +525,21 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
         if c == 4:      # abduction: other inputs of the same type stand for guesses that may fail
             tries = [(d.program, random_value(rng, d.type, cfg.large)) for _ in range(wrong_tries(rng))]
         elif c == 5:    # induction: the program with one line drawn anew, run on the first shown input
-            for _ in range(wrong_tries(rng) if cfg.thoughts else 0):
+            for _ in range(wrong_tries(rng)):
                 lines, k = d.lines[:], rng.randrange(len(d.lines))
                 lines[k] = random_program(rng, 1, cfg.large)[0][0]
                 tries.append((join_program(lines), d.inputs[0]))
         plans.append((c, d, tries))
         jobs += [(traced(p), i) for p, i in tries]
     results = iter(ex.run(jobs, check=False))
-    demos = []
+    demos, budget = [], int(0.7 * cfg.max_new)
     for c, d, tries in plans:
         steps, final = d.traces[0]
-        failed = []                                      # (candidate, its trace) of tries that really are wrong
+        failed = []                                      # (candidate, its trace, its program) of tries that are wrong
         for program, arg in tries:
             trace = read_trace(program, next(results))
-            if trace is not None and trace[1] != final and len(failed) < 3:
-                failed.append((arg, trace[0]))
+            if trace is not None and trace[1] != final:
+                failed.append((arg, trace[0], program))
         if c < 2:
             refs = [p.task("deduction", rng) for p in rng.sample(pool, min(cfg.references, len(pool)))]
             demos.append(demo(propose_prompt(KINDS[c], refs), PROGRAM, d.program, INPUT, d.inputs[0], END))
@@ -500,19 +547,23 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
             parts = [p for i in d.inputs for p in (INPUT, i)]
             demos.append(demo(propose_prompt("induction", [d.task("induction", rng)]),
                               *parts, MESSAGE, d.message(rng), END))
-        elif c == 3:
-            thought = think_trace(steps) if cfg.thoughts else []
-            demos.append(demo(solve_prompt(d.task("deduction", rng)), thought, ANSWER, final, END))
-        elif c == 4:
-            parts = [p for arg, trace in failed for p in (TRY, (encode(arg),), think_trace(trace), WRONG)]
-            parts += [TRY, d.inputs[0], think_trace(steps), RIGHT]
-            demos.append(demo(solve_prompt(d.task("abduction", rng)), *(parts if cfg.thoughts else []),
-                              ANSWER, d.inputs[0], END))
         else:
-            parts = [p for _, trace in failed for p in (TRY, *candidate_trace(trace, False), WRONG)]
-            parts += [TRY, *candidate_trace(steps, True), RIGHT]
-            demos.append(demo(solve_prompt(d.task("induction", rng)), *(parts if cfg.thoughts else []),
-                              ANSWER, d.program, END))
+            hasty = not cfg.thoughts or rng.random() < cfg.hasty
+            right = {3: final, 4: d.inputs[0], 5: d.program}[c]
+            if c == 3:
+                thought, answer = [think_trace(steps)], right
+            else:
+                as_try = (lambda arg, trace, _: [(encode(arg),), think_trace(trace)]) if c == 4 else \
+                    (lambda _, trace, __: list(candidate_trace(trace, False)))
+                last = [d.inputs[0], think_trace(steps)] if c == 4 else list(candidate_trace(steps, True))
+                tries = [as_try(*f) for f in failed]
+                if hasty:        # gives up after its first wrong try
+                    tries, last = tries[:1], None
+                thought, given_up = search(tries, last, budget)
+                answer = (encode(failed[thought.count(WRONG) - 1][0 if c == 4 else 2]),) if given_up else right
+            if hasty and (c == 3 or not failed or not cfg.thoughts or rng.random() < 0.5):
+                thought, answer = [], right
+            demos.append(demo(solve_prompt(d.task(KINDS[c - 3], rng)), *thought, ANSWER, answer, END))
     return demos, hits1 + hits2
 
 

@@ -1,20 +1,43 @@
 """
-train.py
+train.py: the Absolute Zero loop (arXiv 2505.03335, Algorithm 1) from random weights to a finished report.
+
+    warm up -> measure -> [ propose -> verify -> solve -> reward -> learn ] * steps -> measure -> report
+
+A base network is first trained on programs drawn from a small written grammar (the part that pretraining plays in the
+paper). From then on nobody shows it anything: it writes tasks, the executor says what is true, it tries to solve them,
+and both roles are paid by the executor's verdicts. No gold answer enters the loss after the warm-up.
+
+Where we differ from the paper and from the authors' code:
+1) The warm-up, in place of a pretrained language model; its grammar and its habits are in selfplay.py, in the open.
+2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors sample twice and drop one lot).
+3) Tasks that all tries solved, or none, are left out of the solver's update (`skip_flat`), and empty places of the solver's
+   batch are filled from the buffer with tasks last seen to be learnable (`fill`). A rollout carries about one bit:
+   those carry none. `--ablation paper_batch` switches both back.
+4) Learning rates are those of a network of half a million weights, not of seven billion.
+5) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
+
+Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
+      python train.py --help   # every knob, with advice
 """
 import argparse
 import ctypes
+import difflib
+import fcntl
 import hashlib
 import inspect
 import json
 import math
 import os
 import random
+import resource
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from tqdm import tqdm
@@ -23,83 +46,333 @@ import eval as evaluation
 import model as network
 import selfplay
 from executor import Executor
-from model import END, GPT, GPTConfig, decode, encode, generate, logprobs, pad_rows
-from selfplay import KINDS, Rollout
+from model import GPT, GPTConfig, decode, generate, logprobs, pad_rows
+from selfplay import KINDS, Rollout, Task
 from trr import advantages, policy_loss
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every knob. This block is also the --help.
 
 
 @dataclass
 class Config:
     # --- run
-    seed: int = 1
-    out: str = ""
-    device: str = "auto"
-    dtype: str = "auto"
+    name: str = "full"            # the row of the ablation table this run belongs to (set by --ablation)
+    seed: int = 1                 # the base and everything after it; the held-out suite has a seed of its own
+    device: str = "auto"          # auto | cpu | cuda
+    dtype: str = "auto"           # auto | float32 | bfloat16, of the training forward; auto: bfloat16 where it is fast
+    workers: int = 2              # executor lanes; the results do not depend on it
+    unsafe_executor: bool = False # run model text without the kernel wall (macOS, some containers): at your own risk
     # --- model
-    n_layer: int = 2
+    n_layer: int = 2              # at equal time on 2 cores 2 x 128 learnt the tasks better than 3 x 64 and 3 x 96
     n_head: int = 4
+    n_kv_head: int = 2            # fewer: a smaller cache and faster sampling
     n_embd: int = 128
-    n_kv_head: int = 2
-    block_size: int = 320
-    # --- warm-up
-    large: bool = False
-    thoughts: bool = True
-    warmup_steps: int = 3000
-    warmup_batch: int = 64    # demos per step
-    warmup_lr: float = 0.02
-    warmup_adam_lr: float = 0.004
-    # --- game
+    block_size: int = 352         # longest prompt + reply, tokens
+    # --- warm-up: the "base model"
+    large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
+    thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
+    hasty: float = 0.4            # share of demonstrations that answer at once or give up after one wrong try
+    warmup_steps: int = 2000
+    warmup_batch: int = 64        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
+    warmup_lr: float = 0.02       # Muon, for the matrices of the blocks
+    warmup_adam_lr: float = 0.004 # AdamW, for embedding, head and norms
+    # --- self-play
     steps: int = 100
-    tasks: int = 64            # B: per kind
-    tries: int = 8
-    references: int = 2
-    n_inputs: int = 6
-    max_new: int = 176
-    buffer_size: int = 16384
-    seed_tasks: int = 128
-    solver_kinds: str = "deduction,abduction,induction"
-    proposer: str = "train"    # train | frozen | random
+    kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
+    proposals: int = 40           # proposed tasks a kind and step
+    tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
+    tries: int = 8                # n: tries a task; fewer than 4 make the solve rate too coarse (0, 1/2, 1)
+    references: int = 2           # K: past tasks shown to the proposer (the paper: 6; each costs ~30 tokens of context)
+    n_inputs: int = 6             # N: inputs of an induction task (the paper: 10); half are shown, half decide
+    max_new: int = 176            # longest reply, tokens; a reply that is cut off counts as unparsable
+    buffer_size: int = 16384      # tasks a kind; the oldest leave first
+    seed_tasks: int = 128         # tasks a kind before the first update (the paper: 256), all from the identity program
+    proposer: str = "train"       # train | frozen (writes, is not updated) | random (the generator) | fixed (a set of tasks)
+    fixed_tasks: int = 10000      # size of that set, for proposer = fixed
+    learner: str = "rl"           # rl | supervised (gold demonstrations of the fixed set: a control)
+    fill: str = "learnable"       # learnable | uniform: which buffer tasks fill the solver's batch
+    novelty_gate: bool = True     # a program seen before is not valid
+    length_gate: bool = True      # bounds lines and values of proposals
+    validity_gate: bool = True    # False: what fails to run enters the buffer with the output None (collapse on purpose)
+    previous_step: bool = False   # True: solve the tasks of the step before, as the authors' code does
     # --- reward
-    proposer_reward: str = "learnability"
-    zero_reward: float = 0.0
+    proposer_reward: str = "learnability"  # learnability (Eq. 4) | uncertainty | valid | none
+    zero_reward: float = 0.0      # proposer's reward at solve rate 0 or 1 (the authors' code: -0.5)
     # --- learning
-    lr: float = 3e-4
-    optimizer: str = "adamw"   # adamw | muon
+    advantage: str = "trr"        # trr (six baselines, Eq. 8) | group (a baseline a task) | global | none
+    token_whiten: bool = False    # whiten over tokens (the authors' code) instead of over sequences (Eq. 8)
+    average: str = "token"        # token (the authors' code) | sequence (Eq. 9)
+    floor: float = 0.2            # least deviation that a cell's rewards are divided by
+    skip_flat: bool = True        # leave tasks with solve rate 0 or 1 out of the solver's update
+    propose_weight: float = 1.0   # weight of the proposer's advantages (1 / lambda of Eq. 3)
+    optimizer: str = "adamw"      # adamw | muon
+    lr: float = 6e-4              # AdamW; too high and a cell collapses within 20 steps: watch kl (healthy: below 0.01)
     muon_lr: float = 0.002
-    advantage: str = "trr"
-    average: str = "token"
-    token_whiten: bool = False
-    floor: float = 0.2
-    minibatches: int = 1
+    minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
     epochs: int = 1
     clip: float = 0.2
-    propose_weight: float = 1.0
-    skip_flat: bool = False
     grad_clip: float = 1.0
-    # --- eval
-    suite_n: int = 150
-    samples: int = 16
-    eval_every: int = 0
-    eval_n: int = 40
+    micro_tokens: int = 0         # padded tokens a micro-batch; 0: 3072 on a CPU (fits its cache), 65536 on CUDA
+    # --- measuring
+    suite_n: int = 150            # held-out tasks a kind and depth
+    samples: int = 16             # samples a task for pass@k
+    eval_every: int = 25          # steps between small evaluations (20 tasks a kind and depth); 0: none
+    save_every: int = 10          # steps between checkpoints
+    show_every: int = 10          # steps between whole rollouts on the console
+
+
+PRESETS = {
+    "cpu": {},
+    "smoke": dict(n_layer=1, n_embd=64, n_head=2, n_kv_head=1, warmup_steps=60, warmup_batch=32, steps=3, proposals=8,
+                  tasks=8, tries=4, seed_tasks=8, suite_n=6, samples=4, eval_every=2, save_every=1, show_every=1,
+                  max_new=96, block_size=256),
+    # not measured yet on a GPU: sizes follow the roofline in README; lower `tasks` when memory is short
+    "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=6000,
+                warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=300, proposals=256, tasks=512, tries=8,
+                references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256),
+}
+
+ABLATIONS = {  # each differs from full by what it names; the README's table is made of these
+    "full": {},
+    "solver_only": dict(proposer="frozen"),
+    "random_tasks": dict(proposer="random"),
+    "fixed_10k_rl": dict(proposer="fixed", fixed_tasks=10000),
+    "fixed_50k_rl": dict(proposer="fixed", fixed_tasks=50000),
+    "supervised_10k": dict(proposer="fixed", learner="supervised", fixed_tasks=10000),
+    "supervised_50k": dict(proposer="fixed", learner="supervised", fixed_tasks=50000),
+    "deduction_only": dict(kinds="deduction"),
+    "no_induction": dict(kinds="deduction,abduction"),
+    "no_references": dict(references=0),
+    "global_baseline": dict(advantage="global"),
+    "group_baseline": dict(advantage="group"),
+    "paper_batch": dict(skip_flat=False, fill="uniform"),
+    "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True, previous_step=True,
+                         novelty_gate=False),
+    "no_novelty_gate": dict(novelty_gate=False),
+    "no_length_gate": dict(length_gate=False),
+    "no_validity_gate": dict(validity_gate=False),
+    "careful_base": dict(hasty=0.0),
+}
+
+CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
+           "proposer": ("train", "frozen", "random", "fixed"), "learner": ("rl", "supervised"),
+           "fill": ("learnable", "uniform"), "proposer_reward": ("learnability", "uncertainty", "valid", "none"),
+           "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
+           "optimizer": ("adamw", "muon")}
+# what a base network depends on; runs that agree in these share it
+BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty",
+               "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs", "max_new",
+               "suite_n", "dtype", "device")
+
+
+def fail(message):
+    """Bad input ends here: one line that says what to do, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def to_bool(text):
+    if text.lower() not in ("1", "0", "true", "false"):
+        raise ValueError(text)
+    return text.lower() in ("1", "true")
+
+
+def parse(argv):
+    """argv -> (Config, options). Order of precedence: a flag, the ablation, the preset, the default."""
+    ap = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ap.error = fail
+    for flag in ("preset", "ablation", "out", "resume"):
+        ap.add_argument("--" + flag)
+    ap.add_argument("--seeds", type=int, default=0)
+    ap.add_argument("-h", "--help", action="store_true")
+    for f in fields(Config):
+        ap.add_argument("--" + f.name)
+    args, unknown = ap.parse_known_args(argv)
+    if args.help:
+        print(__doc__.strip(), "\n\npython train.py [--preset cpu|gpu|smoke] [--seed S] [--ablation NAME|all] [--seeds N]"
+              " [--out DIR]\n                [--resume DIR] [--any_field value]\n")
+        print(inspect.getsource(Config))
+        print("ablations:", ", ".join(ABLATIONS))
+        sys.exit(0)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), [f.name for f in fields(Config)], 1)
+        fail(f"unknown flag {unknown[0]!r}" + (f", did you mean --{near[0]}?" if near else "; see --help"))
+    if args.preset and args.preset not in PRESETS:
+        fail(f"unknown preset {args.preset!r}: choose one of {', '.join(PRESETS)}")
+    if args.ablation and args.ablation not in (*ABLATIONS, "all"):
+        fail(f"unknown ablation {args.ablation!r}: choose one of {', '.join(ABLATIONS)} or all")
+    preset = args.preset or ("gpu" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+    values = {**PRESETS[preset], **(ABLATIONS.get(args.ablation, {}))}
+    if args.ablation and args.ablation != "all":
+        values["name"] = args.ablation
+    for f in fields(Config):
+        text = getattr(args, f.name)
+        if text is not None:
+            try:
+                values[f.name] = to_bool(text) if f.type is bool else f.type(text)
+            except ValueError:
+                fail(f"--{f.name} wants {'true or false' if f.type is bool else 'a ' + f.type.__name__}, not {text!r}")
+    cfg = Config(**values)
+    check(cfg)
+    args.preset = preset
+    return cfg, args
+
+
+def check(cfg):
+    """Refuse, by name, what cannot work; resolve device and dtype."""
+    for name, allowed in CHOICES.items():
+        if getattr(cfg, name) not in allowed:
+            fail(f"--{name} {getattr(cfg, name)!r}: choose one of {', '.join(allowed)}")
+    for f in fields(Config):
+        value = getattr(cfg, f.name)
+        if f.type is float and not math.isfinite(value):
+            fail(f"--{f.name} must be a finite number, not {value}")
+        low = 0 if f.name in ("seed", "steps", "references", "micro_tokens", "eval_every", "proposals", "seed_tasks") else 1
+        if f.type is int and value < low:
+            fail(f"--{f.name} must be at least {low}, not {value}")
+    kinds = cfg.kinds.split(",")
+    if not set(kinds) <= set(KINDS) or len(set(kinds)) != len(kinds):
+        fail(f"--kinds {cfg.kinds!r}: a comma-separated choice of {', '.join(KINDS)}")
+    if cfg.n_embd % cfg.n_head or (cfg.n_embd // cfg.n_head) % 2 or cfg.n_head % cfg.n_kv_head:
+        fail("--n_embd must be a multiple of --n_head with an even quotient, and --n_head one of --n_kv_head")
+    if cfg.n_inputs < 2 or cfg.n_inputs > 10:
+        fail(f"--n_inputs must be between 2 and 10, not {cfg.n_inputs}: half are shown, half are hidden")
+    if cfg.tries < 2:
+        fail("--tries must be at least 2: one try says nothing about how hard a task is")
+    if cfg.max_new + 100 > cfg.block_size:
+        fail(f"--max_new {cfg.max_new} leaves less than 100 tokens of --block_size {cfg.block_size} for the prompt")
+    if not 0 <= cfg.hasty <= 1:
+        fail(f"--hasty is a share between 0 and 1, not {cfg.hasty}")
+    if cfg.learner == "supervised" and cfg.proposer != "fixed":
+        fail("--learner supervised learns from the fixed set of tasks: add --proposer fixed")
+    if cfg.samples > 64:
+        fail("--samples above 64 is not supported")
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        fail("--device cuda, but torch sees no CUDA device: use --device cpu, or install a CUDA build of torch")
+    cfg.device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    if cfg.dtype == "auto":
+        cfg.dtype = "bfloat16" if cfg.device == "cuda" or cpu_has("avx512_bf16", "amx_bf16") else "float32"
+    cfg.micro_tokens = cfg.micro_tokens or (65536 if cfg.device == "cuda" else 3072)
+
+
+def cpu_has(*flags):
+    """Whether this CPU multiplies bfloat16 in hardware; without it bfloat16 is emulated and slower than float32."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            words = set(next((line for line in f if line.startswith("flags")), "").split())
+    except OSError:  # not Linux: float32 works everywhere
+        return False
+    return any(flag in words for flag in flags)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files: nothing is ever half written
+
+
+def save(path, payload):
+    """Write beside, sync, rename: at every moment `path` is either the old file or the new one, whole."""
+    tmp = f"{path}.{os.getpid()}.tmp"
+    with open(tmp, "wb") as f:
+        if isinstance(payload, str):
+            f.write(payload.encode("utf-8", "replace"))
+        else:
+            torch.save(payload, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def load(path, wanted):
+    """A checkpoint, read without executing anything in it (weights_only) and checked for its keys and version."""
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        fail(f"{path} does not exist")
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file; all mean the same to the user
+        fail(f"{path} is no readable checkpoint ({type(error).__name__}): give a run's folder, or delete the file")
+    if not isinstance(data, dict) or data.get("version") != 1 or not set(wanted) <= set(data):
+        fail(f"{path} is not a nanoAZR checkpoint of version 1: give a run's folder, or delete the file")
+    return data
+
+
+def lock(folder):
+    """Hold the folder for this process; the kernel lets go when the process ends, however it ends."""
+    handle = open(os.path.join(folder, ".lock"), "w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        fail(f"{folder} is in use by another run: give another --out")
+    return handle
+
+
+def read_metrics(path, phase_steps):
+    """The lines of metrics.jsonl that a checkpoint stands behind; later or torn ones are dropped and made again."""
+    kept = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as f:
+            for line in f:
+                try:
+                    row = json.loads(line)
+                    if row["step"] < phase_steps.get(row["phase"], 0):
+                        kept.append(line if line.endswith("\n") else line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    break  # a torn line ends the file
+    return kept
+
+
+STOP = {"signal": 0}
+
+
+def on_signal(number, frame):
+    """First signal: finish the step and save. Second: leave at once; the last checkpoint is whole."""
+    if STOP["signal"]:
+        os._exit(128 + number)
+    STOP["signal"] = number
+    print(f"\n{signal.Signals(number).name}: finishing this step, then saving (again: leave at once)", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learning machinery shared by warm-up and self-play
 
 
 def tune_allocator():
+    """On Linux glibc hands large blocks back to the kernel after every step and faults them in again: 10.6k tokens/s
+    against 39.8k with these three settings (a training loop over varying lengths on 2 cores)."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1), libc.mallopt(-2, 256 << 20)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-4, 0)              # M_MMAP_MAX: no separate mappings
+            libc.mallopt(-1, 2 ** 31 - 1)    # M_TRIM_THRESHOLD: keep what was freed
+            libc.mallopt(-2, 256 << 20)      # M_TOP_PAD: grow in large pieces
 
 
-def make_optimizers(model, cfg, muon, muon_lr, adam_lr, betas=(0.9, 0.95)):
-    hidden = [p for n, p in model.named_parameters() if p.dim() == 2 and "blocks" in n]
-    rest = [p for n, p in model.named_parameters() if not (p.dim() == 2 and "blocks" in n)]
+def make_optimizers(model, muon, muon_lr, adam_lr):
+    """Muon for the blocks' matrices (half of AdamW's examples for the same accuracy in the warm-up), AdamW for the rest."""
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and n.startswith("blocks")]
+    rest = [p for n, p in model.named_parameters() if not (p.dim() == 2 and n.startswith("blocks"))]
+    adam = dict(lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     if not muon:
-        return [torch.optim.AdamW(hidden + rest, lr=adam_lr, betas=betas, weight_decay=0.0, fused=True)]
-    return [torch.optim.Muon(hidden, lr=muon_lr, weight_decay=0.0, momentum=0.95, adjust_lr_fn="original"),
-            torch.optim.AdamW(rest, lr=adam_lr, betas=betas, weight_decay=0.0, fused=True)]
+        return [torch.optim.AdamW(matrices + rest, **adam)]
+    return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0), torch.optim.AdamW(rest, **adam)]
+
+
+def buckets(lengths, budget, multiple=16):
+    """Indices in micro-batches of similar length, each at most `budget` padded tokens."""
+    out, current = [], []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        width = -(-lengths[i] // multiple) * multiple
+        if current and width * (len(current) + 1) > budget:
+            out.append(current)
+            current = []
+        current.append(i)
+    return out + [current] if current else out
 
 
 def accumulate(model, batches, loss_fn, dtype):
-    """Sum of gradients of loss_fn over micro-batches, on THREADS threads on a CPU."""
+    """p.grad = sum of the gradients of loss_fn over micro-batches. On a CPU each thread takes every n-th micro-batch: data
+    parallel threads scale better than threads inside these small operations. Sums run in a fixed order, so a run
+    repeats bit by bit. Returns what loss_fn returned beside the loss."""
     params = list(model.parameters())
     device = params[0].device.type
     threads = network.THREADS if device == "cpu" else 1
@@ -110,272 +383,641 @@ def accumulate(model, batches, loss_fn, dtype):
             with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
                 loss, out = loss_fn(model, batch)
             g = torch.autograd.grad(loss, params)
-            grads = g if grads is None else [a.add_(b) for a, b in zip(grads, g)]
+            grads = list(g) if grads is None else [a.add_(b) for a, b in zip(grads, g)]
             outs.append(out)
         return grads, outs
-    results = [r for r in network._pool(threads).map(work, range(threads)) if r[0] is not None]
+
+    parts = list(network._pool(threads).map(work, range(threads))) if threads > 1 else [work(0)]
+    parts = [p for p in parts if p[0] is not None]
     for i, p in enumerate(params):
-        p.grad = sum(r[0][i] for r in results)
-    return [o for r in results for o in r[1]]
+        p.grad = sum(grads[i] for grads, _ in parts)
+    return [out for _, outs in parts for out in outs]
 
 
-def buckets(lengths, budget, multiple=16):
-    """Indices grouped into micro-batches of similar length and at most `budget` padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    out, cur = [], []
-    for i in order:
-        width = -(-lengths[i] // multiple) * multiple
-        if cur and width * (len(cur) + 1) > budget:
-            out.append(cur)
-            cur = []
-        cur.append(i)
-    return out + [cur] if cur else out
+# ---------------------------------------------------------------------------------------------------------------------
+# Warm-up
+
+
+def demo_batches(demos, cfg):
+    """[(idx (B, T), mask (B, T), norm)] of demonstrations; norm makes the micro-batches' sums a mean over tokens."""
+    norm, batches = sum(sum(m) for _, _, m in demos), []
+    for rows in buckets([len(p) + len(r) for p, r, _ in demos], cfg.micro_tokens):
+        idx = pad_rows([demos[i][0] + demos[i][1] for i in rows], 16)
+        mask = torch.zeros_like(idx, dtype=torch.bool)
+        for j, i in enumerate(rows):
+            prompt, reply, learn = demos[i]
+            mask[j, len(prompt):len(prompt) + len(reply)] = torch.tensor(learn, dtype=torch.bool)
+        batches.append((idx.to(cfg.device), mask.to(cfg.device), norm))
+    return batches
 
 
 def demo_loss(model, batch):
     idx, mask, norm = batch
-    logp, _ = logprobs(model, idx, mask)
-    loss = -logp.sum() / norm
-    return loss, loss.item()
+    loss = -logprobs(model, idx, mask)[0].sum() / norm
+    return loss, loss.detach()
 
 
-def warmup(cfg, model, ex, banned, bar=True):
-    opts = make_optimizers(model, cfg, True, cfg.warmup_lr, cfg.warmup_adam_lr)
-    base_lrs = [g["lr"] for o in opts for g in o.param_groups]
-    chunk = 32
-    pool = ThreadPoolExecutor(1)
-    draw = lambda c: selfplay.demonstrations(ex, random.Random(f"{cfg.seed}/demo/{c}"), chunk * cfg.warmup_batch, cfg, banned)
-    future = pool.submit(draw, 0)
-    ema, tokens, start = None, 0, time.time()
-    for step in tqdm(range(cfg.warmup_steps), mininterval=5):
-        if step % chunk == 0:
-            demos, _ = future.result()
-            future = pool.submit(draw, step // chunk + 1)
-        mine = demos[step % chunk * cfg.warmup_batch:][:cfg.warmup_batch]
-        mine = [d for d in mine if len(d[0]) + len(d[1]) <= cfg.block_size]
-        norm = sum(sum(m) for _, _, m in mine)
-        batches = []
-        for rows in buckets([len(p) + len(r) for p, r, _ in mine], 4096):
-            idx = pad_rows([mine[i][0] + mine[i][1] for i in rows])
-            mask = torch.zeros_like(idx, dtype=torch.bool)
-            for j, i in enumerate(rows):
-                p, r, m = mine[i]
-                mask[j, len(p):len(p) + len(r)] = torch.tensor(m, dtype=torch.bool)
-            batches.append((idx, mask, norm))
-            tokens += idx.numel()
-        loss = sum(accumulate(model, batches, demo_loss, cfg.dtype))
-        frac = step / cfg.warmup_steps
-        scale = min(1, (step + 1) / 30) * (1 if frac < 0.5 else max(0.05, 2 * (1 - frac)))
-        i = 0
-        for o in opts:
-            for g in o.param_groups:
-                g["lr"] = base_lrs[i] * scale
-                i += 1
-            o.step()
-        ema = loss if ema is None else 0.95 * ema + 0.05 * loss
-        if step % 100 == 99:
-            print(f"warmup {step+1} loss {ema:.3f} {tokens/(time.time()-start)/1e3:.1f}k tok/s {time.time()-start:.0f}s", flush=True)
-    pool.shutdown()
+def base_key(cfg):
+    """Name of a base network: a hash of the settings, the grammar and the vocabulary it comes from."""
+    text = json.dumps([getattr(cfg, k) for k in BASE_FIELDS]) + repr(selfplay.OPS) + repr(selfplay.LARGE_OPS) \
+        + repr(network.PIECES) + inspect.getsource(selfplay.demonstrations) + inspect.getsource(selfplay.search)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def main():
-    ap = argparse.ArgumentParser()
-    for f in fields(Config):
-        ap.add_argument("--" + f.name, type=(lambda s: s.lower() in ("1", "true")) if f.type is bool else f.type, default=f.default)
-    cfg = Config(**vars(ap.parse_args()))
-    tune_allocator()
-    torch.set_num_threads(1)
-    if cfg.dtype == "auto":
-        cfg.dtype = "bfloat16"
-    torch.manual_seed(cfg.seed)
-    ex = Executor(workers=2, timeout=0.2)
-    t = time.time()
-    suite = evaluation.build_suite(ex, cfg.suite_n, cfg.n_inputs, cfg.large)
-    banned = {t.program for ts in suite.values() for t in ts}
-    print(f"suite {time.time()-t:.1f}s")
-    small = {k: v[:cfg.eval_n] for k, v in suite.items()}
-    model = GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_embd=cfg.n_embd, n_kv_head=cfg.n_kv_head, block_size=cfg.block_size))
-    print(f"{model.num_params():,} params")
-    wkeys = ("seed", "n_layer", "n_head", "n_embd", "n_kv_head", "block_size", "large", "thoughts", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs")
-    key = hashlib.sha256(json.dumps([getattr(cfg, k) for k in wkeys] + [repr(selfplay.OPS)] + network.PIECES).encode()).hexdigest()[:12]
-    path = f"/root/w/base-{key}.pt"
+def warm_up(cfg, model, ex, suite, people, banned, out):
+    """Train the base, or fetch it from the cache. Returns (its measures, minutes it took). An interrupted warm-up goes
+    on where its last checkpoint stands, because chunk c of the demonstrations is a function of (seed, c)."""
+    os.makedirs(os.path.join(os.path.dirname(out) or ".", "bases"), exist_ok=True)
+    path = os.path.join(os.path.dirname(out) or ".", "bases", f"{base_key(cfg)}.pt")
     if os.path.exists(path):
-        d = torch.load(path, weights_only=True)
-        model.load_state_dict(d["model"]); base = d["base"]
-    else:
-        warmup(cfg, model, ex, banned)
-        t = time.time()
-        base = evaluation.evaluate(model, ex, suite, cfg.max_new, cfg.samples)
-        print(f"eval {time.time()-t:.1f}s")
-        torch.save({"model": model.state_dict(), "base": base}, path)
-    show(base)
-    if cfg.steps:
-        selfplay_loop(cfg, model, ex, suite, small, banned, base)
-    ex.close()
+        data = load(path, ("model", "measured", "minutes"))
+        load_weights(model, data["model"], path)
+        print(f"base network from {path} ({data['minutes']:.1f} minutes when it was made)")
+        return data["measured"], data["minutes"]
+    optimizers = make_optimizers(model, True, cfg.warmup_lr, cfg.warmup_adam_lr)
+    rates = [g["lr"] for o in optimizers for g in o.param_groups]
+    first, spent, part = 0, 0.0, path + ".part"
+    if os.path.exists(part):
+        data = load(part, ("model", "optimizers", "step", "seconds"))
+        load_weights(model, data["model"], part)
+        for o, state in zip(optimizers, data["optimizers"]):
+            o.load_state_dict(state)
+        first, spent = data["step"], data["seconds"]
+        print(f"warm-up resumed at step {first}")
+    log = Log(out, {"warmup": first})
+    chunk, pool, start, tokens, hits = 25, ThreadPoolExecutor(1), time.time(), 0, 0
+
+    def draw(c):
+        return selfplay.demonstrations(ex, random.Random(f"{cfg.seed}/demo/{c}"), chunk * cfg.warmup_batch, cfg, banned)
+
+    future = pool.submit(draw, first // chunk)        # the next chunk is drawn while this one is learnt
+    for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
+                     disable=None):
+        if step % chunk == 0:
+            demos, refused = future.result()
+            hits += refused
+            future = pool.submit(draw, step // chunk + 1)
+        mine = [d for d in demos[step % chunk * cfg.warmup_batch:][:cfg.warmup_batch]
+                if len(d[0]) + len(d[1]) <= cfg.block_size]
+        batches = demo_batches(mine, cfg)
+        tokens += sum(idx.numel() for idx, _, _ in batches)
+        losses = accumulate(model, batches, demo_loss, cfg.dtype)
+        progress = step / cfg.warmup_steps            # short rise, plateau, then down to a twentieth
+        scale = min(1, (step + 1) / 30) * (1 if progress < 0.5 else max(0.05, 2 * (1 - progress)))
+        for g, rate in zip((g for o in optimizers for g in o.param_groups), rates):
+            g["lr"] = rate * scale
+        for o in optimizers:
+            o.step()
+        if step % chunk == chunk - 1:
+            loss, seconds = float(sum(losses)), spent + time.time() - start
+            if not math.isfinite(loss):
+                fail(f"the warm-up's loss is {loss} at step {step}: lower --warmup_lr (now {cfg.warmup_lr})")
+            log.write({"phase": "warmup", "step": step, "loss": loss, "seconds": round(seconds, 1),
+                       "tokens_per_s": round(tokens / (time.time() - start))})
+            if step % (10 * chunk) == 10 * chunk - 1 or STOP["signal"]:
+                tqdm.write(f"warm-up {step + 1:5d}/{cfg.warmup_steps} | loss {loss:.3f} | "
+                           f"{tokens / (time.time() - start):,.0f} tokens/s | {seconds / 60:.1f} min")
+                save(part, {"version": 1, "model": model.state_dict(), "step": step + 1, "seconds": seconds,
+                            "optimizers": [o.state_dict() for o in optimizers]})
+            if STOP["signal"]:
+                pool.shutdown(cancel_futures=True)
+                leave(out)
+    pool.shutdown(cancel_futures=True)
+    minutes = (spent + time.time() - start) / 60
+    print(f"warm-up: {minutes:.1f} minutes; {hits} drawn programs were the held-out suite's and thrown away")
+    start = time.time()
+    measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples)
+    print(f"held-out suite: {sum(map(len, suite.values()))} tasks, {time.time() - start:.0f} s")
+    save(path, {"version": 1, "model": model.state_dict(), "measured": measured, "minutes": minutes})
+    if os.path.exists(part):
+        os.remove(part)
+    return measured, minutes
 
 
-def show(t):
-    for m in ("greedy", "pass@1", "pass@16"):
-        print(f"{m:8} mean {evaluation.mean_over(t, m):.3f} | " + " | ".join(k[:3] + " " + " ".join(f"{t[k][str(d)][m]:.2f}" for d in range(1, 7)) for k in KINDS), flush=True)
+def load_weights(model, weights, path):
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        fail(f"{path} does not fit this model: {str(error).splitlines()[0]}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step of self-play
+
+
+@dataclass
+class Game:
+    """What self-play carries from step to step, beside the weights."""
+    buffers: dict                # kind -> selfplay.Buffer
+    known: set                   # programs that were ever valid: the novelty gate
+    rollouts: int = 0            # sampled so far
+    held_out: int = 0            # proposals refused because the held-out suite has them
+    waiting: list = None         # previous_step: the valid tasks that the next step will solve
+
+
+def propose(cfg, model, ex, game, banned, step, rng, count):
+    """1) + 2) Sample `count` tasks a kind and verify them. Returns (proposals [Rollout], seconds in the executor).
+    A proposal's verdict is 'valid' or the reason it was refused; its task is None unless it is valid."""
+    kinds = cfg.kinds.split(",")
+    if cfg.proposer == "random":                     # the generator in the proposer's place
+        proposals, wanted = [], []
+        for kind in kinds:
+            draws, _ = selfplay.draw_programs(ex, rng, [rng.randint(1, selfplay.MAX_DEPTH) for _ in range(count)],
+                                              cfg.n_inputs if kind == "induction" else 1, cfg.large, banned)
+            wanted += [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
+        start = time.time()
+        for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted, step)):
+            proposals.append(Rollout("propose", kind, [], [], [], task, verdict=why or "valid"))
+        return proposals, time.time() - start
+    prompts, sources = [], []
+    for kind in kinds:
+        for _ in range(count):
+            if kind == "induction":                  # a program of the other two buffers, to be described by pairs
+                pool = [b for k, b in game.buffers.items() if k != "induction" and (k in kinds or kinds == [kind])]
+                references = rng.choice(pool).sample(1, rng)
+            else:
+                references = game.buffers[kind].sample(cfg.references, rng)
+            prompt = selfplay.propose_prompt(kind, references)
+            while len(prompt) > cfg.block_size - 112:  # room for the reply
+                references = references[:-1]
+                prompt = selfplay.propose_prompt(kind, references)
+            prompts.append(prompt)
+            sources.append((kind, references))
+    replies, logps = generate(model, prompts, 112, seed=sample_seed(cfg, step, 0))
+    start, proposals, wanted, slots = time.time(), [], [], []
+    for (kind, references), prompt, reply, logp in zip(sources, prompts, replies, logps):
+        r = Rollout("propose", kind, prompt, reply, logp, verdict="unparsable")
+        proposals.append(r)
+        parsed = selfplay.parse_proposal(kind, reply, cfg.n_inputs)
+        if parsed is None:
+            continue
+        program, inputs, message = parsed
+        program = references[0].program if kind == "induction" else program
+        r.verdict = (selfplay.length_fault(program, inputs) if cfg.length_gate else "") \
+            or selfplay.message_fault(kind, inputs, message) \
+            or ("known" if cfg.novelty_gate and kind != "induction" and program in game.known else "") \
+            or ("held out" if selfplay.is_banned(program, inputs, banned) else "")
+        game.held_out += r.verdict == "held out"
+        if not r.verdict:
+            wanted.append((kind, program, inputs, message))
+            slots.append(r)
+            if kind != "induction":
+                game.known.add(program)              # also keeps twins inside this batch out
+    for r, (task, why) in zip(slots, selfplay.make_tasks(ex, wanted, step, cfg.block_size - cfg.max_new,
+                                                        cfg.validity_gate)):
+        r.task, r.verdict = task, why or "valid"
+    return proposals, time.time() - start
+
+
+def sample_seed(cfg, step, phase):
+    return (cfg.seed * 1_000_003 + step * 8 + phase) % 2 ** 31
+
+
+def choose_tasks(cfg, game, fresh, rng):
+    """The solver's batch: this step's valid tasks first, the rest of each kind's B places from its buffer."""
+    kinds, tasks = cfg.kinds.split(","), []
+    places = cfg.tasks * len(KINDS) // len(kinds)    # equal batches however many kinds play
+    for kind in kinds:
+        mine = [t for t in fresh if t.kind == kind][:places]
+        need, pool = places - len(mine), game.buffers[kind]
+        if cfg.fill == "learnable":                  # of the newest 1000, those that some tries solved and some did not
+            newest = list(pool.tasks)[-1000:]
+            good = [t for t in newest if 0 < t.rate < 1]
+            mine += rng.sample(good, min(need, len(good)))
+        tasks += mine + pool.sample(places - len(mine), rng)
+    return tasks
+
+
+def solve(cfg, model, ex, tasks, step):
+    """3) + 4) n tries of each task, verified. Returns (rollouts, seconds in the executor); sets each task's rate."""
+    prompts = [selfplay.solve_prompt(t) for t in tasks]
+    replies, logps = generate(model, prompts, cfg.max_new, tries=cfg.tries, seed=sample_seed(cfg, step, 1))
+    start = time.time()
+    rollouts = [Rollout("solve", tasks[g].kind, prompts[g], reply, logp, tasks[g], g, selfplay.parse_answer(reply))
+                for g, reply, logp in zip((i // cfg.tries for i in range(len(replies))), replies, logps)]
+    for r, verdict in zip(rollouts, selfplay.judge_answers(ex, [r.task for r in rollouts],
+                                                           [r.answer for r in rollouts])):
+        r.verdict, r.reward = verdict, selfplay.SOLVE_REWARD[verdict]
+    for g, task in enumerate(tasks):
+        mine = rollouts[g * cfg.tries:(g + 1) * cfg.tries]
+        task.rate = sum(r.verdict == "right" for r in mine) / cfg.tries
+    return rollouts, time.time() - start
+
+
+def rollout_batches(rollouts, adv, cfg):
+    """[(idx, mask, old_logp, adv, norm)] with idx, mask, old_logp (B, T), adv (B,): micro-batches of one update."""
+    norm = sum(len(r.reply) for r in rollouts) if cfg.average == "token" else len(rollouts)
+    batches = []
+    for rows in buckets([len(r.prompt) + len(r.reply) for r in rollouts], cfg.micro_tokens):
+        idx = pad_rows([rollouts[i].prompt + rollouts[i].reply for i in rows], 16)
+        mask, old = torch.zeros_like(idx, dtype=torch.bool), torch.zeros(idx.shape)
+        for j, r in enumerate(rollouts[i] for i in rows):
+            span = slice(len(r.prompt), len(r.prompt) + len(r.reply))
+            mask[j, span], old[j, span] = True, torch.tensor(r.logp)
+        batches.append((*(z.to(cfg.device) for z in (idx, mask, old, adv[rows])), norm))
+    return batches
 
 
 def rollout_loss(model, batch, cfg):
     idx, mask, old, adv, norm = batch
-    logp, ent = logprobs(model, idx, mask)
-    full = torch.zeros(idx.shape).masked_scatter(mask, logp)
+    logp, entropy = logprobs(model, idx, mask)
+    full = torch.zeros(idx.shape, device=idx.device).masked_scatter(mask, logp)        # (M,) back to (B, T)
     loss, stats = policy_loss(full, old, adv, mask, cfg.clip, cfg.clip, cfg.average, norm)
-    stats["entropy"] = ent.sum()
-    return loss, stats
+    return loss, {**stats, "entropy": entropy.sum(), "loss": loss.detach()}
 
 
-def learn(cfg, model, opts, rollouts, adv, rng):
-    total = Counter()
-    for epoch in range(cfg.epochs):
-        order = list(range(len(rollouts)))
+def learn(cfg, model, optimizers, rollouts, adv, rng):
+    """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens, and the KL from
+    the policy that sampled to the one after the update, on some of the rollouts."""
+    total, order = Counter(), list(range(len(rollouts)))
+    for _ in range(cfg.epochs):
         rng.shuffle(order)
         size = -(-len(order) // cfg.minibatches)
-        for s in range(0, len(order), size):
-            part = order[s:s + size]
-            lens = [len(rollouts[i].prompt) + len(rollouts[i].reply) for i in part]
-            norm = sum(len(rollouts[i].reply) for i in part) if cfg.average == "token" else len(part)
-            batches = []
-            for rows in buckets(lens, 4096):
-                rows = [part[j] for j in rows]
-                idx = pad_rows([rollouts[i].prompt + rollouts[i].reply for i in rows])
-                mask, old = torch.zeros_like(idx, dtype=torch.bool), torch.zeros(idx.shape)
-                for j, i in enumerate(rows):
-                    r = rollouts[i]
-                    a, b = len(r.prompt), len(r.prompt) + len(r.reply)
-                    mask[j, a:b], old[j, a:b] = True, torch.tensor(r.logp)
-                total["cells"] += idx.numel()
-                batches.append((idx, mask, old, adv[rows], norm))
+        for at in range(0, len(order), size):
+            part = order[at:at + size]
+            batches = rollout_batches([rollouts[i] for i in part], adv[part], cfg)
+            total["cells"] += sum(b[0].numel() for b in batches)
             for stats in accumulate(model, batches, lambda m, b: rollout_loss(m, b, cfg), cfg.dtype):
-                for k, v in stats.items():
-                    total[k] += float(v)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-            for o in opts:
+                total.update({k: float(v) for k, v in stats.items()})
+            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
+            if not math.isfinite(norm):
+                return None
+            total["grad_norm"] = norm
+            for o in optimizers:
                 o.step()
+    some = [rollouts[i] for i in order[:64]]
+    with torch.no_grad():
+        after = [rollout_loss(model, b, cfg)[1] for b in rollout_batches(some, torch.zeros(len(some)), cfg)]
+    total["kl_after"] = float(sum(s["kl"] for s in after) / sum(s["tokens"] for s in after))
     return total
 
 
-def selfplay_loop(cfg, model, ex, suite, small, banned, base):
-    opts = make_optimizers(model, cfg, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr)
-    buffers = selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs)
-    known = set()
-    kinds = cfg.solver_kinds.split(",")
-    start = time.time()
-    n_roll = 0
+# ---------------------------------------------------------------------------------------------------------------------
+# The record: metrics.jsonl, samples.txt, the step line
 
-    def propose(step, rng, B, tries_seed):
-        """-> proposals rollouts with task set"""
-        proposals = []
-        if cfg.proposer == "random":
-            for kind in kinds:
-                draws, _ = selfplay.draw_programs(ex, rng, [rng.randint(1, 6) for _ in range(B)], cfg.n_inputs if kind == "induction" else 1, cfg.large, banned)
-                wanted = [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
-                for (task, error), d in zip(selfplay.make_tasks(ex, wanted, step), draws):
-                    if task:
-                        task.depth = d.depth
-                        r = Rollout("propose", kind, [], [], [], task, verdict="valid")
-                        proposals.append(r)
-            return proposals
-        prompts, roles = [], []
-        for kind in kinds:
-            for _ in range(B):
-                if kind == "induction":
-                    src = buffers[rng.choice(("deduction", "abduction"))]
-                    refs = src.sample(1, rng)
-                else:
-                    refs = buffers[kind].sample(cfg.references, rng)
-                prompts.append(selfplay.propose_prompt(kind, refs)); roles.append((kind, refs[0]))
-        replies, lps = generate(model, prompts, 100, 1.0, 1, tries_seed)
-        wanted, slots = [], []
-        fresh = set()
-        for (kind, ref), p, r, lp in zip(roles, prompts, replies, lps):
-            ro = Rollout("propose", kind, p, r, lp)
-            proposals.append(ro)
-            parsed = selfplay.parse_proposal(kind, r, cfg.n_inputs)
-            if parsed is None:
-                ro.verdict = "unparsable"; continue
-            program, inputs, message = parsed
-            program = program or ref.program
-            fault = selfplay.length_fault(program, inputs)
-            if kind == "induction":
-                if len(set(inputs)) < len(inputs): fault = fault or "same inputs"
-                if not selfplay.MESSAGE_TEXT.fullmatch(message): fault = fault or "message"
-            elif program in known or program in fresh:
-                fault = fault or "known"
-            if program in banned and not fault and program.count("\n") > 2: fault = "held out"
-            if fault:
-                ro.verdict = fault; continue
-            if kind != "induction": fresh.add(program)
-            wanted.append((kind, program, inputs, message)); slots.append(ro)
-        for ro, (task, error) in zip(slots, selfplay.make_tasks(ex, wanted, step)):
-            ro.task, ro.verdict = task, error or "valid"
-            if task and ro.kind != "induction": known.add(task.program)
-        return proposals
 
-    # seeding
-    s = 0
-    while min(len(b.tasks) for b in buffers.values()) < cfg.seed_tasks and s < 50:
-        for ro in propose(-1, random.Random(f"{cfg.seed}/seed/{s}"), 64, hash((cfg.seed, s)) % 2**31):
-            if ro.task: buffers[ro.kind].add(ro.task)
-        s += 1
-    print("seeded", {k: len(b.tasks) for k, b in buffers.items()}, f"{time.time()-start:.1f}s")
-    for step in range(cfg.steps):
-        rng = random.Random(f"{cfg.seed}/{step}")
-        t0 = time.time()
-        proposals = propose(step, rng, cfg.tasks, cfg.seed * 1000003 + step * 7)
-        # 3) solve
+class Log:
+    """metrics.jsonl, one flushed object a line. steps = {phase: step}: lines at or past that step are from after the
+    checkpoint; they are dropped here and will be made again."""
+
+    def __init__(self, out, steps):
+        self.path = os.path.join(out, "metrics.jsonl")
+        save(self.path, "".join(read_metrics(self.path, steps)))
+        self.file = open(self.path, "a", encoding="utf-8")
+
+    def write(self, row):
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
+
+
+def entropy_bits(labels):
+    n = Counter(labels)
+    return -sum(c / len(labels) * math.log2(c / len(labels)) for c in n.values()) if labels else 0.0
+
+
+def measures(cfg, proposals, solves, used, adv, stats):
+    """Everything one step says about itself, over valid proposals only where it is about tasks. Keys as in README."""
+    kinds, row = cfg.kinds.split(","), {}
+    cells = {f"{role}/{kind}": [r for r in rs if r.kind == kind]
+             for role, rs in (("propose", proposals), ("solve", solves)) for kind in kinds}
+    valid = {k: [r.task for r in cells[f"propose/{k}"] if r.task] for k in kinds}
+    row["solve"] = {k: mean(r.verdict == "right" for r in cells[f"solve/{k}"]) for k in kinds}
+    row["reward"] = {c: mean(r.reward for r in rs) for c, rs in cells.items()}
+    row["length"] = {c: mean(len(r.reply) for r in rs) for c, rs in cells.items()}
+    row["verdicts"] = {c: dict(Counter(r.verdict for r in rs)) for c, rs in cells.items()}
+    row["valid"] = {k: mean(r.verdict == "valid" for r in cells[f"propose/{k}"]) for k in kinds}
+    row["novel"] = {k: mean(r.verdict != "known" for r in cells[f"propose/{k}"]) for k in kinds}
+    row["learnable"] = {k: mean(0 < t.rate < 1 for t in valid[k]) for k in kinds}
+    row["rates"] = {k: [sum(round(t.rate * cfg.tries) == c for t in valid[k]) for c in range(cfg.tries + 1)]
+                    for k in kinds}
+    row["lines"] = {k: mean(t.program.count("\n") - 1 for t in valid[k]) for k in kinds}
+    every = [t for k in kinds for t in valid[k]]
+    row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
+                        "answers": entropy_bits([t.outputs[0] for t in every])}
+    tokens = max(1, stats["tokens"])
+    row.update(entropy=stats["entropy"] / tokens, kl=stats["kl_after"], clipped=stats["clipped"] / tokens,
+               grad_norm=stats["grad_norm"], with_gradient=int((adv != 0).sum()), learnt=len(used),
+               padding=1 - cfg.epochs * sum(len(r.prompt) + len(r.reply) for r in used) / max(1, stats["cells"]))
+    return row
+
+
+def memory_mb(cfg):
+    if cfg.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2 ** 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 1024)
+
+
+def step_line(cfg, step, row, left):
+    """The step as one line of at most 160 columns."""
+    kinds, s = cfg.kinds.split(","), row["seconds"]
+    total = max(1e-9, sum(s.values()))
+    def each(values, form="{:.2f}"):
+        return "/".join(form.format(values[k]).lstrip("0") or "0" for k in kinds)
+    return (f"step {step + 1:4d}/{cfg.steps} | solve {each(row['solve'])} valid {each(row['valid'])} "
+            f"novel {each(row['novel'])} learnable {each(row['learnable'])} | "
+            f"len {each({k: row['length'][f'solve/{k}'] for k in kinds}, '{:.0f}')} H {row['entropy']:.2f} "
+            f"kl {row['kl']:.4f} | {total:.1f}s sample {s['sample'] / total:.0%} exec {s['execute'] / total:.0%} "
+            f"learn {s['learn'] / total:.0%} | {row['tokens_per_s'] / 1e3:.0f}k tok/s {row['memory_mb'] / 1024:.1f}GB | "
+            f"{left:.1f} min left")
+
+
+def rollout_text(r):
+    text = decode(r.prompt) + "\n  -> " + decode(r.reply)
+    rate = f", solve rate {r.task.rate:.2f}" if r.task else ""
+    return f"--- {r.role} {r.kind}: {r.verdict}, reward {r.reward:+.2f}{rate}\n{text}\n"
+
+
+def shown_tasks(proposals, solves, tries):
+    """A proposal of each kind with its tries, for the report."""
+    shown = []
+    for kind in KINDS:
+        mine = [r.task for r in proposals if r.task and r.kind == kind and 0 < r.task.rate < 1] \
+            or [r.task for r in proposals if r.task and r.kind == kind]
+        if mine:
+            t = mine[0]
+            shown.append({**{k: getattr(t, k) for k in ("kind", "program", "inputs", "outputs", "message", "rate")},
+                          "tries": [{"reply": decode(r.reply), "answer": r.answer, "verdict": r.verdict}
+                                    for r in solves if r.task is t][:tries]})
+    return shown
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def checkpoint(cfg, out, model, base, optimizers, game, step, minutes):
+    save(os.path.join(out, "ckpt.pt"), {
+        "version": 1, "config": asdict(cfg), "gpt": asdict(model.config), "model": model.state_dict(), "base": base,
+        "optimizers": [o.state_dict() for o in optimizers], "step": step, "minutes": minutes,
+        "game": {"buffers": {k: [asdict(t) for t in b.tasks] for k, b in game.buffers.items()},
+                 "known": sorted(game.known), "rollouts": game.rollouts, "held_out": game.held_out,
+                 "waiting": [asdict(t) for t in game.waiting] if game.waiting is not None else None}})
+
+
+def restore(cfg, data, path, model, optimizers):
+    """A Game and (step, minutes) from a checkpoint; anything that does not fit is refused by name."""
+    load_weights(model, data["model"], path)
+    try:
+        for o, state in zip(optimizers, data["optimizers"]):
+            o.load_state_dict(state)
+        g = data["game"]
+        buffers = {k: selfplay.Buffer(cfg.buffer_size) for k in KINDS}
+        for kind, tasks in g["buffers"].items():
+            for t in tasks:
+                buffers[kind].add(Task(**t))
+        waiting = [Task(**t) for t in g["waiting"]] if g["waiting"] is not None else None
+        return Game(buffers, set(g["known"]), g["rollouts"], g["held_out"], waiting), data["step"], data["minutes"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        fail(f"{path} is damaged ({type(error).__name__}: {error}): start again with another --out")
+
+
+def leave(out):
+    """Saved; say how to go on, and exit the way a signalled program should."""
+    print(f"saved. Go on with:  python train.py --resume {out}", flush=True)
+    for child in list(OPEN):
+        child.close()
+    os._exit(128 + STOP["signal"])  # threads of a background draw need not be waited for
+
+
+OPEN = []  # executors to close on the way out
+
+
+def self_play(cfg, model, ex, suite, banned, base_state, out):
+    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr)
+    path, first, spent = os.path.join(out, "ckpt.pt"), 0, 0.0
+    if os.path.exists(path):
+        data = load(path, ("config", "model", "optimizers", "game", "step", "minutes"))
+        game, first, spent = restore(cfg, data, path, model, optimizers)
+        print(f"resumed at step {first}")
+    else:                                             # seeding (section 3.3.1): no update, from the identity program
+        game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
+        for s in range(1, 200):
+            if cfg.proposer == "fixed" or min(len(b.tasks) for b in game.buffers.values()) >= cfg.seed_tasks:
+                break
+            for r in propose(cfg, model, ex, game, banned, -s, random.Random(f"{cfg.seed}/seed/{s}"), cfg.tasks)[0]:
+                if r.task:
+                    game.buffers[r.kind].add(r.task)
+        print("seeded: " + ", ".join(f"{len(b.tasks)} {k}" for k, b in game.buffers.items()) + " tasks")
+    labelled = fixed_set(cfg, ex, banned) if cfg.proposer == "fixed" else []
+    log, start, small = Log(out, {"warmup": 10 ** 9, "selfplay": first}), time.time(), \
+        {key: tasks[:20] for key, tasks in suite.items()}
+    samples = open(os.path.join(out, "samples.txt"), "a", encoding="utf-8", errors="replace")
+
+    for step in range(first, cfg.steps):
+        rng, t0, executing = random.Random(f"{cfg.seed}/{step}"), time.time(), 0.0
+
+        # 1) propose: the model writes tasks, looking at tasks of the buffers;  2) verify: run them, keep the valid
+        if cfg.proposer == "fixed":
+            proposals, tasks = [], rng.sample(labelled, min(len(labelled), cfg.tasks * len(KINDS)))
+        else:
+            proposals, executing = propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
+            fresh = [r.task for r in proposals if r.task]
+            if cfg.previous_step:
+                fresh, game.waiting = game.waiting or [], fresh
+            tasks = choose_tasks(cfg, game, fresh, rng)
+
+        # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
+        if cfg.learner == "supervised":
+            solves, seconds = [], 0.0
+        else:
+            solves, seconds = solve(cfg, model, ex, tasks, step)
+        executing += seconds
+        if cfg.previous_step:                         # the proposer is paid by estimates of its own
+            solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6)
+        for r in proposals:
+            r.reward = selfplay.propose_reward(r.verdict, r.task.rate if r.task else -1.0, cfg.proposer_reward,
+                                               cfg.zero_reward)
+            if r.task:
+                game.buffers[r.kind].add(r.task)
+        game.rollouts += len(solves) + (len(proposals) if cfg.proposer in ("train", "frozen") else 0)
         t1 = time.time()
-        tasks = []
-        for kind in kinds:
-            mine = [r.task for r in proposals if r.kind == kind and r.task]
-            fill = [t for t in buffers[kind].sample(2 * cfg.tasks, rng)][:max(0, cfg.tasks - len(mine))]
-            tasks += mine + fill
-        replies, lps = generate(model, [selfplay.solve_prompt(t) for t in tasks], cfg.max_new, 1.0, cfg.tries, cfg.seed * 1000003 + step * 7 + 1)
+
+        # 5) learn: advantages by cell, one pass over packed rollouts
+        if cfg.learner == "supervised":
+            used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
+        else:
+            used = [r for r in solves if not (cfg.skip_flat and r.task.rate in (0.0, 1.0))]
+            used += proposals if cfg.proposer == "train" else []
+            adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
+                             cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
+            adv *= torch.tensor([cfg.propose_weight if r.role == "propose" else 1.0 for r in used])
+            stats = learn(cfg, model, optimizers, used, adv, rng) if used else Counter(grad_norm=0.0, kl_after=0.0)
+        if stats is None:
+            fail(f"the gradient is not finite at step {step}: nothing was changed since the last checkpoint of {out}; "
+                 f"lower --lr (now {cfg.lr}) and --resume")
         t2 = time.time()
-        solves = []
-        for i, (r, lp) in enumerate(zip(replies, lps)):
-            t = tasks[i // cfg.tries]
-            solves.append(Rollout("solve", t.kind, selfplay.solve_prompt(t), r, lp, t, i // cfg.tries, selfplay.parse_answer(r)))
-        for ro, v in zip(solves, selfplay.judge_answers(ex, [r.task for r in solves], [r.answer for r in solves])):
-            ro.verdict, ro.reward = v, selfplay.SOLVE_REWARD[v]
-        for i, t in enumerate(tasks):
-            t.rate = sum(r.verdict == "right" for r in solves[i * cfg.tries:(i + 1) * cfg.tries]) / cfg.tries
-        for ro in proposals:
-            ro.reward = selfplay.propose_reward(ro.verdict, ro.task.rate if ro.task else -1, cfg.proposer_reward, cfg.zero_reward)
-            if ro.task: buffers[ro.kind].add(ro.task)
-        t3 = time.time()
-        rollouts = [r for r in solves if not (cfg.skip_flat and r.task.rate in (0, 1))]
-        if cfg.proposer == "train": rollouts = rollouts + proposals
-        adv = advantages([r.reward for r in rollouts], [(r.role, r.kind) for r in rollouts], [r.group for r in rollouts], cfg.advantage,
-                         [len(r.reply) for r in rollouts] if cfg.token_whiten else None, cfg.floor)
-        w = torch.tensor([cfg.propose_weight if r.role == "propose" else 1.0 for r in rollouts])
-        st = learn(cfg, model, opts, rollouts, adv * w, rng)
-        n_roll += len(solves) + len(proposals)
-        t4 = time.time()
-        if step % 5 == 0 or step == cfg.steps - 1:
-            def m(xs): xs = list(xs); return sum(xs) / max(1, len(xs))
-            print(f"step {step} solve " + "/".join(f"{m(r.verdict=='right' for r in solves if r.kind==k):.2f}" for k in kinds)
-                  + " unp " + "/".join(f"{m(r.verdict=='unparsable' for r in solves if r.kind==k):.2f}" for k in kinds)
-                  + f" valid {m(r.verdict=='valid' for r in proposals):.2f} learnable {m(0<r.task.rate<1 for r in proposals if r.task):.2f}"
-                  + " lines " + f"{m(r.task.program.count(chr(10))-1 for r in proposals if r.task):.1f}"
-                  + " len " + "/".join(f"{m(len(r.reply) for r in solves if r.kind==k):.0f}" for k in kinds) + f" prop {m(len(r.reply) for r in proposals):.0f}"
-                  + f" H {st['entropy']/max(1,st['tokens']):.2f} kl {st['kl']/max(1,st['tokens']):.4f} pad {1-sum(len(r.prompt)+len(r.reply) for r in rollouts)*cfg.epochs/max(1,st['cells']):.2f}"
-                  + f" | prop {t1-t0:.2f} sample {t2-t1:.2f} exec {t3-t2:.2f} learn {t4-t3:.2f} roll {n_roll} {time.time()-start:.0f}s", flush=True)
-        if step % 20 == 0:
-            print("   ", Counter(r.verdict for r in proposals).most_common(7), flush=True)
-        if cfg.eval_every and (step + 1) % cfg.eval_every == 0:
-            te = time.time()
-            now = evaluation.evaluate(model, ex, small, cfg.max_new, 8)
-            print(f"  -- eval step {step+1}: pass@1 {evaluation.mean_over(now,'pass@1'):.3f} greedy {evaluation.mean_over(now,'greedy'):.3f} " +
-                  " ".join(f"{k[:3]} p1 {sum(now[k][str(d)]['pass@1'] for d in range(1,6))/5:.3f} g {sum(now[k][str(d)]['greedy'] for d in range(1,6))/5:.3f}" for k in kinds) + f" ({time.time()-te:.1f}s)", flush=True)
-            start += time.time() - te
-    final = evaluation.evaluate(model, ex, suite, cfg.max_new, cfg.samples)
-    show(base); show(final)
-    for mm in ("pass@1", "greedy"):
-        print(f"GAIN {mm} {100*(evaluation.mean_over(final,mm)-evaluation.mean_over(base,mm)):+.1f} " + " ".join(f"{k} {100*sum(final[k][str(d)][mm]-base[k][str(d)][mm] for d in range(1,6))/5:+.1f}" for k in KINDS))
+
+        # 6) record
+        row = {"phase": "selfplay", "step": step, **measures(cfg, proposals, solves, used, adv, stats),
+               "rollouts": game.rollouts, "held_out": game.held_out, "minutes": spent + (t2 - start) / 60,
+               "seconds": {"sample": t1 - t0 - executing, "execute": executing, "learn": t2 - t1},
+               "tokens_per_s": (sum(len(r.reply) for r in solves + proposals) + stats["cells"]) / (t2 - t0),
+               "memory_mb": memory_mb(cfg)}
+        if step % cfg.show_every == 0:
+            row["tasks"] = shown_tasks(proposals, solves, 4)
+            one = rng.choice(used or proposals or solves or [None])
+            if one is not None:
+                print(rollout_text(one), flush=True)
+                samples.write(f"step {step}\n{rollout_text(one)}\n")
+                samples.flush()
+        if cfg.eval_every and (step + 1) % cfg.eval_every == 0 and step + 1 < cfg.steps:
+            table = evaluation.evaluate(model, ex, small, cfg.max_new, 4)
+            row["eval"] = {k: {m: mean(table[k][str(d)][m] for d in range(1, 6)) for m in ("greedy", "pass@1")}
+                           for k in KINDS}
+            print(f"held out (20 tasks a kind and depth, depths 1-5): " + ", ".join(
+                f"{k} greedy {v['greedy']:.2f} pass@1 {v['pass@1']:.2f}" for k, v in row["eval"].items()), flush=True)
+        log.write(row)
+        done, minutes = step + 1, spent + (time.time() - start) / 60
+        print(step_line(cfg, step, row, (minutes - spent) / (done - first) * (cfg.steps - done)), flush=True)
+        if done % cfg.save_every == 0 or done == cfg.steps or STOP["signal"]:
+            checkpoint(cfg, out, model, base_state, optimizers, game, done, minutes)
+        if STOP["signal"]:
+            leave(out)
+    return game, spent + (time.time() - start) / 60
+
+
+def fixed_set(cfg, ex, banned):
+    """The labelled control: a fixed set of generated tasks with gold outputs, equal shares of the kinds, and for supervised
+    learning their demonstrations (worked thoughts included: the strongest teacher this grammar has)."""
+    rng, kinds = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(",")
+    if cfg.learner == "supervised":
+        demos, careful = [], Config(**{**asdict(cfg), "hasty": 0.0})
+        solver = {network.ID[f"<|solve_{k}|>"] for k in kinds}
+        while len(demos) < cfg.fixed_tasks:
+            demos += [d for d in selfplay.demonstrations(ex, rng, 2000, careful, banned)[0]
+                      if d[0][0] in solver and len(d[0]) + len(d[1]) <= cfg.block_size]
+        return demos[:cfg.fixed_tasks]
+    tasks = []
+    for kind in kinds:
+        depths = [rng.randint(1, selfplay.MAX_DEPTH) for _ in range(cfg.fixed_tasks // len(kinds))]
+        draws, _ = selfplay.draw_programs(ex, rng, depths, cfg.n_inputs if kind == "induction" else 1, cfg.large, banned)
+        wanted = [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
+        tasks += [t for t, _ in selfplay.make_tasks(ex, wanted, -1, cfg.block_size - cfg.max_new) if t]
+    return tasks
+
+
+def imitate(cfg, model, optimizers, demos, rng):
+    """One supervised update on as many demonstrations as an RL step has solver rollouts (a control)."""
+    mine = rng.sample(demos, min(len(demos), cfg.tasks * len(KINDS) * cfg.tries))
+    batches = demo_batches(mine, cfg)
+    losses = accumulate(model, batches, demo_loss, cfg.dtype)
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
+    for o in optimizers:
+        o.step()
+    return Counter(grad_norm=norm, kl_after=0.0, loss=float(sum(losses)), cells=sum(b[0].numel() for b in batches))
+
+
+def run(cfg, args, out):
+    """One whole run in the folder `out`."""
+    tune_allocator()
+    if cfg.device == "cpu":
+        network.THREADS = max(1, min(8, os.cpu_count() or 1))
+        torch.set_num_threads(1)                      # our own threads each run whole chunks
+    else:
+        torch.set_float32_matmul_precision("high")
+    torch.manual_seed(cfg.seed)
+    started = time.time()
+    with Executor(workers=cfg.workers, timeout=0.2, unsafe=cfg.unsafe_executor) as ex:
+        OPEN.append(ex)
+        model = GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_kv_head, n_embd=cfg.n_embd,
+                              block_size=cfg.block_size)).to(cfg.device)
+        suite = evaluation.build_suite(ex, cfg.suite_n, cfg.n_inputs, cfg.large)
+        people = evaluation.people_suite(ex, cfg.n_inputs)
+        banned = selfplay.ban(t for tasks in suite.values() for t in tasks)
+        print(f"{cfg.device}, {cfg.dtype}, {network.THREADS if cfg.device == 'cpu' else 1} threads | "
+              f"{model.num_params():,} weights, vocabulary {network.VOCAB_SIZE} | {sum(map(len, suite.values()))} held-out "
+              f"tasks | {cfg.steps} steps of {len(cfg.kinds.split(','))} x {cfg.proposals} proposals and "
+              f"{cfg.tasks * len(KINDS)} x {cfg.tries} tries | {out}", flush=True)
+        base, warm_minutes = warm_up(cfg, model, ex, suite, people, banned, out)
+        base_state = {k: v.clone().cpu() for k, v in model.state_dict().items()}
+        game, minutes = self_play(cfg, model, ex, suite, banned, base_state, out)
+        final = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples)
+        record = {**evaluation.join(base, final), "minutes": {"warmup": warm_minutes, "selfplay": minutes},
+                  "rollouts": game.rollouts}
+        save(os.path.join(out, "eval.json"), json.dumps(record))
+        evaluation.report(out)
+        OPEN.clear()
+    evaluation.print_table(record["base"], record["final"], record.get("counts"), record.get("people"))
+    print(f"\nwarm-up {warm_minutes:.1f} min, self-play {minutes:.1f} min and {game.rollouts:,} rollouts, "
+          f"in all {(time.time() - started) / 60:.1f} min here; {game.held_out} proposals were held-out tasks and refused")
+    print(f"report: {os.path.join(out, 'report.html')}")
+
+
+def grid(cfg, args, argv):
+    """--ablation all --seeds N: every row, one after the other; finished ones are skipped, so it can be stopped and go on."""
+    names = list(ABLATIONS) if args.ablation == "all" else [args.ablation or "full"]
+    jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + max(1, args.seeds)) for name in names]
+    rest = [a for a in strip(argv, ("--ablation", "--seeds", "--seed", "--out", "--name"))]
+    for name, seed in tqdm(jobs, "grid"):
+        out = os.path.join(args.out or "runs/grid", f"{name}-s{seed}")
+        if os.path.exists(os.path.join(out, "eval.json")):
+            continue
+        how = ["--resume", out] if os.path.exists(os.path.join(out, "config.json")) else \
+            ["--out", out, "--ablation", name, "--seed", str(seed), *rest]
+        code = subprocess.run([sys.executable, os.path.abspath(__file__), *how]).returncode
+        if code:
+            sys.exit(code)
+
+
+def strip(argv, names):
+    """argv without these flags and their values."""
+    out, skip = [], False
+    for a in argv:
+        if skip:
+            skip = False
+        elif a in names:
+            skip = True
+        elif a.split("=")[0] not in names:
+            out.append(a)
+    return out
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    cfg, args = parse(argv)
+    if args.ablation == "all" or args.seeds:
+        return grid(cfg, args, argv)
+    if args.resume:
+        out = args.resume.rstrip("/")
+        try:
+            with open(os.path.join(out, "config.json"), encoding="utf-8") as f:
+                stored = json.load(f)
+            cfg = Config(**{f.name: stored[f.name] for f in fields(Config)})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            fail(f"{out} holds no run to resume ({type(error).__name__}: {error})")
+        if len(argv) > 2:
+            fail("--resume takes its settings from the run's config.json: give no other flag")
+        check(cfg)
+    else:
+        out = args.out or next(p for n in range(1, 10 ** 6) for p in
+                               [f"runs/{cfg.name}-{args.preset}-s{cfg.seed}" + (f"-{n}" if n > 1 else "")]
+                               if not os.path.exists(p))
+        if os.path.exists(os.path.join(out, "config.json")) or (os.path.isdir(out) and os.listdir(out)):
+            fail(f"{out} is not empty: give another --out, or go on with --resume {out}")
+        try:
+            os.makedirs(out, exist_ok=True)
+        except OSError as error:
+            fail(f"cannot make {out}: {error.strerror}")
+    held = lock(out)  # noqa: F841  kept open for as long as the process lives
+    if not args.resume:
+        save(os.path.join(out, "config.json"), json.dumps(
+            {**asdict(cfg), "preset": args.preset, "command": "python train.py " + " ".join(argv)}, indent=1))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    try:
+        run(cfg, args, out)
+    except torch.OutOfMemoryError:
+        fail(f"CUDA is out of memory: lower --tasks (now {cfg.tasks}) or --micro_tokens (now {cfg.micro_tokens}), "
+             f"then --resume {out} with the new value in its config.json")
+    except OSError as error:
+        if error.errno in (28, 30):  # disk full, read-only file system
+            fail(f"{error.strerror} while writing to {out}: make room, then  python train.py --resume {out}")
+        raise
 
 
 if __name__ == "__main__":
