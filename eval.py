@@ -194,7 +194,6 @@ def join(base, final):
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 
-
 MEAN_CELLS = {k: [(k, str(d)) for d in MEAN_DEPTHS] for k in KINDS}
 MEAN_CELLS["all"] = sum(MEAN_CELLS.values(), [])
 
@@ -220,7 +219,7 @@ def table_lines(base, final, counts=None, people=None):
     if base:
         lines += ["", "gain in points over depths 1-5, with its paired 95 % interval over tasks"]
         for label in MEAN_CELLS:
-            text = f"{label:10}"
+            text = f"{label:9}"
             for m in METRICS:
                 rise, ci = gain(base, final, m, counts, KINDS if label == "all" else (label,))
                 if rise is not None:
@@ -477,7 +476,7 @@ def load_weights(path, config, state):
         fail(f"{bad} (no network in it); give a folder written by train.py")
     for f in fields(GPTConfig):
         value = config.get(f.name)
-        if type(value) is not f.type or f.type is int and not 0 <= value <= 65536 or value != value:
+        if type(value) is not f.type or not 0 <= value <= (65536 if f.type is int else 1e9):
             fail(f"{bad} (gpt.{f.name} is {str(value)[:40]}); give a folder written by train.py")
     if config["vocab_size"] != VOCAB_SIZE or len(config) > len(fields(GPTConfig)) or config["n_layer"] > 512:
         fail(f"{bad} (another vocabulary or network); train again with this version's model.py")
@@ -523,8 +522,8 @@ def load_run(path, device="cpu"):
     if not isinstance(data, dict) or data.get("version") != 1:
         fail(f"{file} is no nanoAZR checkpoint of version 1; train again with this version's train.py")
     model = load_weights(file, data.get("gpt"), data.get("model"))
-    base = load_weights(file, data["gpt"], data["base"]) if data.get("base") is not None else None
-    return config, model.to(device), base and base.to(device)
+    base = None if data.get("base") is None else load_weights(file, data["gpt"], data["base"]).to(device)
+    return config, model.to(device), base
 
 
 LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
@@ -700,8 +699,8 @@ def compare(folders, out):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Drawing: SVG by hand. c0-c3 are Okabe and Ito's colours, which the colour-blind can tell apart; each goes with a dash
-# pattern d0-d3 of its own, so that a grey print can be read too.
+# Drawing: SVG by hand. c0-c3 follow Okabe and Ito's palette, which the colour-blind can tell apart, darker or lighter
+# for contrast with the page; each goes with a dash pattern d0-d3 of its own, so that a grey print can be read too.
 
 STYLE = """
 :root, svg { --ink: #1b1f24; --soft: #57606a; --rule: #d5dae0; --paper: #ffffff; --card: #f5f7f9;
@@ -711,7 +710,7 @@ STYLE = """
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); stroke: none; }
 svg text.name { fill: var(--ink); }
 .axis { stroke: var(--rule); stroke-width: 1; }
-.line { fill: none; stroke-width: 2; stroke-linejoin: round; } .whisker { stroke-width: 1.2; }
+.line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .c0 { stroke: var(--c0); fill: var(--c0); } .c1 { stroke: var(--c1); fill: var(--c1); }
 .c2 { stroke: var(--c2); fill: var(--c2); } .c3 { stroke: var(--c3); fill: var(--c3); }
 .d1 { stroke-dasharray: 7 3; } .d2 { stroke-dasharray: 2 3; } .d3 { stroke-dasharray: 9 3 2 3; }
@@ -735,9 +734,9 @@ def ticks(low, high, n=5):
 
 
 def short(v):
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(v) >= size:
-            return f"{v / min(size, 1e3 if unit == 'k' else size):.4g}{unit}"
+    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(v) >= least:
+            return f"{v / size:.4g}{unit}"
     return f"{v:.4g}"
 
 
@@ -756,7 +755,8 @@ def chart(title, unit, series, x_unit="step", span=None):
     if not series:
         return f'<figure><figcaption>{esc(title)}</figcaption><p class="soft">not recorded in this run</p></figure>'
     bars, xs = series[0][3] == "bars", sorted({p[0] for s in series for p in s[2]})
-    margin = 0.5 * (xs[-1] - xs[0]) / max(1, len(xs) - 1) if bars else 0 if len(xs) > 1 else 1
+    wide = 0.5 if bars else 0.2 if any(len(p) > 2 for s in series for p in s[2]) else 0  # room beside the outer points
+    margin = wide * (xs[-1] - xs[0]) / (len(xs) - 1) if len(xs) > 1 else 1
     x0, x1 = xs[0] - margin, xs[-1] + margin
     y0, y1 = widen([v for s in series for p in s[2] for v in p[1:]], span)
 
@@ -778,7 +778,7 @@ def chart(title, unit, series, x_unit="step", span=None):
         width = 0.8 * (px(x1) - px(x0)) / len(xs) / len(series) if bars else 4 if any(len(p) > 2 for p in points) else 0
         shift = (i - (len(series) - 1) / 2) * width
         spots = [(px(p[0]) + shift, *(py(v) for v in p[1:])) for p in points]
-        x, y = LEFT + row[1] * (i % row[0]), LOW + 50 + 17 * (i // row[0])                              # of the legend
+        x, y = LEFT + row[1] * (i % row[0]), LOW + 50 + 17 * (i // row[0])  # of the legend
         if bars:
             out += [f'<rect class="{look}" x="{s[0] - width / 2:.1f}" y="{s[1]:.1f}" width="{width - 1:.1f}" '
                     f'height="{LOW - s[1]:.1f}"/>' for s in spots]
@@ -886,7 +886,8 @@ def curve(records, path, limit=240):
     for step, value in points:
         top, weight = keep * top + value, keep * weight + 1  # the weighted mean: unbiased from the first point on
         out.append((step, top / weight))
-    return out[::max(1, -(-len(out) // limit))] + out[-1:] if out else []
+    thin = out[::max(1, -(-len(out) // limit))]
+    return thin if thin[-1:] == out[-1:] else thin + out[-1:]
 
 
 def held_out(records, result, metric):
@@ -938,8 +939,12 @@ def as_list(value):
 def task_card(step, task):
     """A proposed task as the model wrote it, and what its solvers made of it. Every text is a stranger's."""
     rate = number(task, "rate")
-    facts = [fact for a, b in zip(as_list(task.get("inputs")), as_list(task.get("outputs")))
-             for fact in (("input", a), ("output", b))]
+    pairs = list(zip(as_list(task.get("inputs")), as_list(task.get("outputs"))))
+    if len(pairs) > 1:
+        facts = [("hidden pair" if i >= len(pairs) // 2 else "pair", f"{clip(a, 150)} -> {clip(b, 150)}")
+                 for i, (a, b) in enumerate(pairs)]
+    else:
+        facts = [fact for a, b in pairs for fact in (("input", a), ("output", b))]
     facts += [("message", task["message"])] if task.get("message") else []
     facts = "".join(f"<dt>{k}</dt><dd>{esc(clip(v, 300))}</dd>" for k, v in facts)
     tries = ""
@@ -948,7 +953,7 @@ def task_card(step, task):
         tries += (f'<details><summary><span class="{look}">{esc(clip(t.get("verdict", "?"), 40))}</span> '
                   f'<code>{esc(clip(t.get("answer") or "", 80))}</code></summary>'
                   f'<pre class="try">{esc(clip(t.get("reply", "")))}</pre></details>')
-    rate = "" if rate is None else f", solve rate {rate:.2f}"
+    rate = "" if rate is None or rate < 0 else f", solve rate {rate:.2f}"
     return (f'<article class="card"><b>{esc(clip(task.get("kind", "?"), 20))}</b> <span class="soft">step {short(step)}'
             f'{rate}</span><pre>{esc(clip(task.get("program", "")))}</pre><dl>{facts}</dl>{tries}</article>')
 
@@ -994,8 +999,8 @@ def report(folder):
     records = [r for r in everything if r.get("phase") != "warmup"]
     warm = [r for r in everything if r.get("phase") == "warmup"]
     body = [f"<h1>{esc(name)}: Absolute Zero self-play</h1><p>One small network sets itself tasks, solves them, and "
-            "learns from what a code executor says; no person wrote a task or an answer. Deduction: find the output; "
-            "abduction: find an input; induction: find the program.</p>"
+            "learns from what a code executor says. Deduction: find the output of a program; abduction: find an input "
+            "that gives it; induction: find the program.</p>"
             f"<p><code>{esc(clip(config.get('command') or '', 500))}</code></p>"
             f'<div class="grid">{tiles(records, result)}</div>']
 
@@ -1037,6 +1042,7 @@ def report(folder):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The command line
 
 
 def main(argv=None):
@@ -1075,13 +1081,12 @@ def main(argv=None):
             return run_tasks(model, ex, args.tasks, config["max_new"], config["samples"])
         start = time.perf_counter()
         suite = build_suite(ex, config["suite_n"], config["n_inputs"], config["large"])
-        people, done = people_suite(ex, config["n_inputs"]), []
-        for name, m in (("start model", base), ("trained model", model)):
-            if m is not None:
-                print(f"{name}: {sum(map(len, suite.values()))} held-out tasks, {1 + config['samples']} replies each",
-                      file=sys.stderr, flush=True)
-            done.append(m and measure(m, ex, suite, people, config["max_new"], config["samples"]))
-    result = join(*done)
+        people = people_suite(ex, config["n_inputs"])
+        print(f"{sum(map(len, suite.values()))} held-out tasks and {len(people)} of people's, {1 + config['samples']} "
+              f"replies each, {'one model' if base is None else 'two models'} ...", file=sys.stderr, flush=True)
+        before, after = (None if m is None else measure(m, ex, suite, people, config["max_new"], config["samples"])
+                         for m in (base, model))
+    result = join(before, after)
     print_table(result.get("base"), result["final"], result["counts"], result["people"])
     say_too_long(model, config["max_new"], [c for t in result["final"].values() for c in t.values()], "the suite's")
     say_too_long(model, config["max_new"], result["people"].values(), "people's")

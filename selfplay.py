@@ -162,6 +162,11 @@ def message_fault(kind, inputs, message):
     return "" if MESSAGE_TEXT.fullmatch(message) else "message"
 
 
+def constant(outputs):
+    """Whether the hidden half of an induction task's outputs is one value: a constant program would be judged right."""
+    return len(set(outputs[len(outputs) // 2:])) < 2
+
+
 def make_tasks(ex, wanted, step=-1, max_prompt=None, gate=True):
     """Run proposals into tasks. wanted: [(kind, program, inputs, message)]; returns [(Task or None, reason)] in order.
 
@@ -178,6 +183,8 @@ def make_tasks(ex, wanted, step=-1, max_prompt=None, gate=True):
             error = "long output"
         task = Task(kind, program, list(inputs), [r.value if r.ok else "None" for r in rs], [r.key for r in rs],
                     message, step=step)
+        if not error and gate and kind == "induction" and constant(task.outputs):
+            error = "constant"
         if not error and max_prompt and len(solve_prompt(task)) > max_prompt:
             error = "long prompt"
         made.append((None, error) if error else (task, ""))
@@ -467,8 +474,8 @@ def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
             traces = [read_trace(program, next(results)) for _ in inputs]
             if None in traces or max(len(encode(f)) for _, f in traces) > MAX_VALUE:
                 continue
-            if n_inputs > 1 and len({f for _, f in traces}) == 1:
-                continue  # a constant program is no induction task
+            if n_inputs > 1 and constant([f for _, f in traces]):
+                continue
             values = [inputs[0]] + [v for _, v in traces[0][0]]
             if any(a == b for a, b in zip(values, values[1:])):
                 continue  # an operation that changed nothing adds a line, not depth
@@ -487,22 +494,26 @@ def wrong_tries(rng):
     return rng.choices(range(MAX_TRIES + 1), (40, 25, 15, 10, 10))[0]
 
 
-def search(failed, right, budget):
-    """Ids of a demonstrated search, as parts for `demo`: wrong tries, then the right one. failed, right: lists of parts.
-    Where all MAX_TRIES are wrong, or the budget (tokens) ends, the search gives up: it answers with the last candidate,
-    so that the network learns to stop in time and a cut-off reply does not become the most common failure."""
+def search(failed, right, budget, rng, patience):
+    """(parts for `demo`, whether it gave up) of a demonstrated search: wrong tries, then the right one, each a list of parts.
+
+    After each wrong try the search goes on with probability `patience`; it also ends after MAX_TRIES and with the budget
+    (tokens). It then answers with its last candidate, so that the network learns to end a reply in time. A base of little
+    patience stands for what web text shows; that patience pays is for self-play to find out, and replies grow longer."""
     def size(try_):
         return sum(len(p[0]) if isinstance(p, tuple) else len(encode(p)) if isinstance(p, str) else
                    1 if isinstance(p, int) else len(p) for p in try_)
     parts, used = [], 0
+    given_up = False
     for try_ in failed:
         if used + size(try_) > budget:
             break
         parts += [TRY, *try_, WRONG]
         used += size(try_) + 2
-    given_up = bool(parts) and (right is None or len(failed) == MAX_TRIES or used + size(right) > budget)
-    if right is None and not parts:
-        return [], False
+        if rng.random() > patience:
+            given_up = True
+            break
+    given_up = bool(parts) and (given_up or len(failed) == MAX_TRIES or used + size(right) > budget)
     return (parts, True) if given_up else ([*parts, TRY, *right, RIGHT], False)
 
 
@@ -548,7 +559,6 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
             demos.append(demo(propose_prompt("induction", [d.task("induction", rng)]),
                               *parts, MESSAGE, d.message(rng), END))
         else:
-            hasty = not cfg.thoughts or rng.random() < cfg.hasty
             right = {3: final, 4: d.inputs[0], 5: d.program}[c]
             if c == 3:
                 thought, answer = [think_trace(steps)], right
@@ -556,12 +566,9 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
                 as_try = (lambda arg, trace, _: [(encode(arg),), think_trace(trace)]) if c == 4 else \
                     (lambda _, trace, __: list(candidate_trace(trace, False)))
                 last = [d.inputs[0], think_trace(steps)] if c == 4 else list(candidate_trace(steps, True))
-                tries = [as_try(*f) for f in failed]
-                if hasty:        # gives up after its first wrong try
-                    tries, last = tries[:1], None
-                thought, given_up = search(tries, last, budget)
+                thought, given_up = search([as_try(*f) for f in failed], last, budget, rng, cfg.patience)
                 answer = (encode(failed[thought.count(WRONG) - 1][0 if c == 4 else 2]),) if given_up else right
-            if hasty and (c == 3 or not failed or not cfg.thoughts or rng.random() < 0.5):
+            if not cfg.thoughts or rng.random() < cfg.hasty:
                 thought, answer = [], right
             demos.append(demo(solve_prompt(d.task(KINDS[c - 3], rng)), *thought, ANSWER, answer, END))
     return demos, hits1 + hits2
@@ -574,3 +581,51 @@ def candidate_trace(steps, learn):
         head = encode(f"\n    {line}")
         yield head if learn else (head,)
         yield f"  # {value}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main():
+    """One prompt, reply, parse and reward for each of the six role x kind cells, the replies from the generator."""
+    from types import SimpleNamespace
+    rng = random.Random(3)
+    cfg = SimpleNamespace(references=1, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=1.0, max_new=160)
+    with Executor(workers=1) as ex:
+        demos, _ = demonstrations(ex, rng, 400, cfg)
+        for role in ROLES:
+            for kind in KINDS:
+                prompt, reply, _ = next(d for d in demos if d[0][0] == ID[f"<|{role}_{kind}|>"] and len(d[0]) < 60
+                                        and (role == "propose" or kind == "deduction" or d[1].count(TRY) == 2))
+                print("-" * 79, f"\n{role} {kind}, {len(prompt)} + {len(reply)} tokens\n\nprompt  {decode(prompt)}"
+                      f"\n\nreply   {decode(reply)}\n")
+                if role == "solve":
+                    task = read_task(ex, kind, prompt)
+                    answer = parse_answer(reply)
+                    verdict, = judge_answers(ex, [task], [answer])
+                    print(f"parse   {answer!r}\nverdict {verdict}, reward {SOLVE_REWARD[verdict]:+.1f}")
+                    continue
+                program, inputs, message = parse_proposal(kind, reply, cfg.n_inputs)
+                program = program or decode(dict(sections(prompt))[PROGRAM])
+                fault = length_fault(program, inputs) or message_fault(kind, inputs, message)
+                (task, error), = make_tasks(ex, [(kind, program, inputs, message)])
+                verdict = fault or error or "valid"
+                print(f"parse   inputs {', '.join(inputs)}" + f" message {message!r}" * (kind == "induction"))
+                print(f"verdict {verdict}" + (f", outputs {', '.join(task.outputs)}" if task else ""))
+                print("reward  " + ", ".join(f"{propose_reward(verdict, r):+.2f} at solve rate {r}" for r in (0.0, .5, .875)))
+
+
+def read_task(ex, kind, prompt):
+    """The task behind a generated solver prompt; for induction the shown pairs play the hidden half too."""
+    found = {}
+    for marker, ids in sections(prompt):
+        found.setdefault(marker, []).append(decode(ids))
+    if kind == "induction":
+        inputs = found[INPUT] * 2
+        return Task(kind, "", inputs, found[OUTPUT] * 2, [r.key for r in ex.literals(found[OUTPUT] * 2)])
+    output = found[OUTPUT][0] if kind == "abduction" else ex.run([(found[PROGRAM][0], found[INPUT][0])])[0].value
+    return Task(kind, found[PROGRAM][0], found.get(INPUT, [""]), [output], [ex.literals([output])[0].key])
+
+
+if __name__ == "__main__":
+    main()

@@ -30,13 +30,11 @@ import math
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -66,26 +64,27 @@ class Config:
     # --- model
     n_layer: int = 2              # at equal time on 2 cores 2 x 128 learnt the tasks better than 3 x 64 and 3 x 96
     n_head: int = 4
-    n_kv_head: int = 2            # fewer: a smaller cache and faster sampling
+    n_kv_head: int = 1            # fewer: a smaller cache and faster sampling
     n_embd: int = 128
-    block_size: int = 352         # longest prompt + reply, tokens
+    block_size: int = 368         # longest prompt + reply, tokens
     # --- warm-up: the "base model"
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
-    hasty: float = 0.4            # share of demonstrations that answer at once or give up after one wrong try
-    warmup_steps: int = 2000
+    hasty: float = 0.0            # share of demonstrations that answer without a thought
+    patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: habits, not skill
+    warmup_steps: int = 2300
     warmup_batch: int = 64        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
     warmup_lr: float = 0.02       # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.004 # AdamW, for embedding, head and norms
     # --- self-play
-    steps: int = 100
+    steps: int = 120
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
     tries: int = 8                # n: tries a task; fewer than 4 make the solve rate too coarse (0, 1/2, 1)
     references: int = 2           # K: past tasks shown to the proposer (the paper: 6; each costs ~30 tokens of context)
     n_inputs: int = 6             # N: inputs of an induction task (the paper: 10); half are shown, half decide
-    max_new: int = 176            # longest reply, tokens; a reply that is cut off counts as unparsable
+    max_new: int = 192            # longest reply, tokens; a reply that is cut off counts as unparsable
     buffer_size: int = 16384      # tasks a kind; the oldest leave first
     seed_tasks: int = 128         # tasks a kind before the first update (the paper: 256), all from the identity program
     proposer: str = "train"       # train | frozen (writes, is not updated) | random (the generator) | fixed (a set of tasks)
@@ -107,8 +106,10 @@ class Config:
     skip_flat: bool = True        # leave tasks with solve rate 0 or 1 out of the solver's update
     propose_weight: float = 1.0   # weight of the proposer's advantages (1 / lambda of Eq. 3)
     optimizer: str = "adamw"      # adamw | muon
-    lr: float = 6e-4              # AdamW; too high and a cell collapses within 20 steps: watch kl (healthy: below 0.01)
+    lr: float = 4e-4              # AdamW; too high and a cell collapses within 20 steps: watch kl (healthy: below 0.01)
     muon_lr: float = 0.002
+    lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
+    lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
     minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
     epochs: int = 1
     clip: float = 0.2
@@ -152,7 +153,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
-    "careful_base": dict(hasty=0.0),
+    "patient_base": dict(patience=1.0),
 }
 
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
@@ -161,7 +162,7 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
            "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
            "optimizer": ("adamw", "muon")}
 # what a base network depends on; runs that agree in these share it
-BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty",
+BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty", "patience",
                "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs", "max_new",
                "suite_n", "dtype", "device")
 
@@ -228,7 +229,7 @@ def check(cfg):
         value = getattr(cfg, f.name)
         if f.type is float and not math.isfinite(value):
             fail(f"--{f.name} must be a finite number, not {value}")
-        low = 0 if f.name in ("seed", "steps", "references", "micro_tokens", "eval_every", "proposals", "seed_tasks") else 1
+        low = 0 if f.name in ("seed", "steps", "lr_warmup", "references", "micro_tokens", "eval_every", "proposals", "seed_tasks") else 1
         if f.type is int and value < low:
             fail(f"--{f.name} must be at least {low}, not {value}")
     kinds = cfg.kinds.split(",")
@@ -242,8 +243,9 @@ def check(cfg):
         fail("--tries must be at least 2: one try says nothing about how hard a task is")
     if cfg.max_new + 100 > cfg.block_size:
         fail(f"--max_new {cfg.max_new} leaves less than 100 tokens of --block_size {cfg.block_size} for the prompt")
-    if not 0 <= cfg.hasty <= 1:
-        fail(f"--hasty is a share between 0 and 1, not {cfg.hasty}")
+    for name in ("hasty", "patience", "lr_decay"):
+        if not 0 <= getattr(cfg, name) <= 1:
+            fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
     if cfg.learner == "supervised" and cfg.proposer != "fixed":
         fail("--learner supervised learns from the fixed set of tasks: add --proposer fixed")
     if cfg.samples > 64:
@@ -357,29 +359,41 @@ def make_optimizers(model, muon, muon_lr, adam_lr):
     return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0), torch.optim.AdamW(rest, **adam)]
 
 
-def buckets(lengths, budget, multiple=16):
-    """Indices in micro-batches of similar length, each at most `budget` padded tokens."""
+def buckets(lengths, tokens, multiple=8):
+    """Indices in micro-batches of similar length, each of at most `tokens` padded tokens."""
     out, current = [], []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         width = -(-lengths[i] // multiple) * multiple
-        if current and width * (len(current) + 1) > budget:
+        if current and width * (len(current) + 1) > tokens:
             out.append(current)
             current = []
         current.append(i)
     return out + [current] if current else out
 
 
+def budget(cfg, lengths):
+    """Padded tokens a micro-batch: at most cfg.micro_tokens, and small enough that every thread gets several."""
+    return min(cfg.micro_tokens, max(1024, sum(lengths) // (2 * network.THREADS))) if cfg.device == "cpu" \
+        else cfg.micro_tokens
+
+
 def accumulate(model, batches, loss_fn, dtype):
-    """p.grad = sum of the gradients of loss_fn over micro-batches. On a CPU each thread takes every n-th micro-batch: data
-    parallel threads scale better than threads inside these small operations. Sums run in a fixed order, so a run
-    repeats bit by bit. Returns what loss_fn returned beside the loss."""
+    """p.grad = sum of the gradients of loss_fn over micro-batches. On a CPU each thread takes its share of them: data
+    parallel threads scale better than threads inside these small operations. Shares and sums have a fixed order, so
+    a run repeats bit by bit. Returns what loss_fn returned beside the loss."""
     params = list(model.parameters())
     device = params[0].device.type
     threads = network.THREADS if device == "cpu" else 1
 
+    shares, load = [[] for _ in range(threads)], [0] * threads
+    for batch in sorted(batches, key=lambda b: -b[0].numel()):    # largest first, to the thread with least to do
+        k = load.index(min(load))
+        shares[k].append(batch)
+        load[k] += batch[0].numel()
+
     def work(k):
         grads, outs = None, []
-        for batch in batches[k::threads]:
+        for batch in shares[k]:
             with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
                 loss, out = loss_fn(model, batch)
             g = torch.autograd.grad(loss, params)
@@ -401,8 +415,9 @@ def accumulate(model, batches, loss_fn, dtype):
 def demo_batches(demos, cfg):
     """[(idx (B, T), mask (B, T), norm)] of demonstrations; norm makes the micro-batches' sums a mean over tokens."""
     norm, batches = sum(sum(m) for _, _, m in demos), []
-    for rows in buckets([len(p) + len(r) for p, r, _ in demos], cfg.micro_tokens):
-        idx = pad_rows([demos[i][0] + demos[i][1] for i in rows], 16)
+    lengths = [len(p) + len(r) for p, r, _ in demos]
+    for rows in buckets(lengths, budget(cfg, lengths)):
+        idx = pad_rows([demos[i][0] + demos[i][1] for i in rows], 8)
         mask = torch.zeros_like(idx, dtype=torch.bool)
         for j, i in enumerate(rows):
             prompt, reply, learn = demos[i]
@@ -445,18 +460,15 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
         first, spent = data["step"], data["seconds"]
         print(f"warm-up resumed at step {first}")
     log = Log(out, {"warmup": first})
-    chunk, pool, start, tokens, hits = 25, ThreadPoolExecutor(1), time.time(), 0, 0
-
-    def draw(c):
-        return selfplay.demonstrations(ex, random.Random(f"{cfg.seed}/demo/{c}"), chunk * cfg.warmup_batch, cfg, banned)
-
-    future = pool.submit(draw, first // chunk)        # the next chunk is drawn while this one is learnt
+    chunk, start, tokens, hits = 50, time.time(), 0, 0
     for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
                      disable=None):
         if step % chunk == 0:
-            demos, refused = future.result()
-            hits += refused
-            future = pool.submit(draw, step // chunk + 1)
+            # drawn in the foreground (a thread of pure Python would hold the interpreter lock against the learners: 53k
+            # tokens/s instead of 80k), and read twice, in another order, because drawing takes time
+            rng = random.Random(f"{cfg.seed}/demo/{step // chunk}")
+            demos, refused = selfplay.demonstrations(ex, rng, chunk // 2 * cfg.warmup_batch, cfg, banned)
+            demos, hits = demos + rng.sample(demos, len(demos)), hits + refused
         mine = [d for d in demos[step % chunk * cfg.warmup_batch:][:cfg.warmup_batch]
                 if len(d[0]) + len(d[1]) <= cfg.block_size]
         batches = demo_batches(mine, cfg)
@@ -474,15 +486,13 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
                 fail(f"the warm-up's loss is {loss} at step {step}: lower --warmup_lr (now {cfg.warmup_lr})")
             log.write({"phase": "warmup", "step": step, "loss": loss, "seconds": round(seconds, 1),
                        "tokens_per_s": round(tokens / (time.time() - start))})
-            if step % (10 * chunk) == 10 * chunk - 1 or STOP["signal"]:
+            if step % (5 * chunk) == 5 * chunk - 1 or STOP["signal"]:
                 tqdm.write(f"warm-up {step + 1:5d}/{cfg.warmup_steps} | loss {loss:.3f} | "
                            f"{tokens / (time.time() - start):,.0f} tokens/s | {seconds / 60:.1f} min")
                 save(part, {"version": 1, "model": model.state_dict(), "step": step + 1, "seconds": seconds,
                             "optimizers": [o.state_dict() for o in optimizers]})
             if STOP["signal"]:
-                pool.shutdown(cancel_futures=True)
                 leave(out)
-    pool.shutdown(cancel_futures=True)
     minutes = (spent + time.time() - start) / 60
     print(f"warm-up: {minutes:.1f} minutes; {hits} drawn programs were the held-out suite's and thrown away")
     start = time.time()
@@ -543,7 +553,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
                 prompt = selfplay.propose_prompt(kind, references)
             prompts.append(prompt)
             sources.append((kind, references))
-    replies, logps = generate(model, prompts, 112, seed=sample_seed(cfg, step, 0))
+    replies, logps = generate(model, prompts, 112, seed=sample_seed(cfg, step, 0), dtype=cfg.dtype)
     start, proposals, wanted, slots = time.time(), [], [], []
     for (kind, references), prompt, reply, logp in zip(sources, prompts, replies, logps):
         r = Rollout("propose", kind, prompt, reply, logp, verdict="unparsable")
@@ -591,7 +601,7 @@ def choose_tasks(cfg, game, fresh, rng):
 def solve(cfg, model, ex, tasks, step):
     """3) + 4) n tries of each task, verified. Returns (rollouts, seconds in the executor); sets each task's rate."""
     prompts = [selfplay.solve_prompt(t) for t in tasks]
-    replies, logps = generate(model, prompts, cfg.max_new, tries=cfg.tries, seed=sample_seed(cfg, step, 1))
+    replies, logps = generate(model, prompts, cfg.max_new, tries=cfg.tries, seed=sample_seed(cfg, step, 1), dtype=cfg.dtype)
     start = time.time()
     rollouts = [Rollout("solve", tasks[g].kind, prompts[g], reply, logp, tasks[g], g, selfplay.parse_answer(reply))
                 for g, reply, logp in zip((i // cfg.tries for i in range(len(replies))), replies, logps)]
@@ -608,8 +618,9 @@ def rollout_batches(rollouts, adv, cfg):
     """[(idx, mask, old_logp, adv, norm)] with idx, mask, old_logp (B, T), adv (B,): micro-batches of one update."""
     norm = sum(len(r.reply) for r in rollouts) if cfg.average == "token" else len(rollouts)
     batches = []
-    for rows in buckets([len(r.prompt) + len(r.reply) for r in rollouts], cfg.micro_tokens):
-        idx = pad_rows([rollouts[i].prompt + rollouts[i].reply for i in rows], 16)
+    lengths = [len(r.prompt) + len(r.reply) for r in rollouts]
+    for rows in buckets(lengths, budget(cfg, lengths)):
+        idx = pad_rows([rollouts[i].prompt + rollouts[i].reply for i in rows], 8)
         mask, old = torch.zeros_like(idx, dtype=torch.bool), torch.zeros(idx.shape)
         for j, r in enumerate(rollouts[i] for i in rows):
             span = slice(len(r.prompt), len(r.prompt) + len(r.reply))
@@ -781,7 +792,7 @@ def leave(out):
     print(f"saved. Go on with:  python train.py --resume {out}", flush=True)
     for child in list(OPEN):
         child.close()
-    os._exit(128 + STOP["signal"])  # threads of a background draw need not be waited for
+    os._exit(128 + STOP["signal"])
 
 
 OPEN = []  # executors to close on the way out
@@ -842,9 +853,12 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
             used = [r for r in solves if not (cfg.skip_flat and r.task.rate in (0.0, 1.0))]
-            used += proposals if cfg.proposer == "train" else []
+            used += proposals if cfg.proposer == "train" else []  # with TRR++, every cell has its baseline
             adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
+            rise, fall = (step + 1) / max(1, cfg.lr_warmup), (cfg.steps - step) / max(1, cfg.steps * cfg.lr_decay)
+            for g in (g for o in optimizers for g in o.param_groups):
+                g["lr"] = g.setdefault("peak", g["lr"]) * max(0.05, min(1.0, rise, fall))
             adv *= torch.tensor([cfg.propose_weight if r.role == "propose" else 1.0 for r in used])
             stats = learn(cfg, model, optimizers, used, adv, rng) if used else Counter(grad_norm=0.0, kl_after=0.0)
         if stats is None:
@@ -869,7 +883,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             table = evaluation.evaluate(model, ex, small, cfg.max_new, 4)
             row["eval"] = {k: {m: mean(table[k][str(d)][m] for d in range(1, 6)) for m in ("greedy", "pass@1")}
                            for k in KINDS}
-            print(f"held out (20 tasks a kind and depth, depths 1-5): " + ", ".join(
+            print("held out (20 tasks a kind and depth, depths 1-5): " + ", ".join(
                 f"{k} greedy {v['greedy']:.2f} pass@1 {v['pass@1']:.2f}" for k, v in row["eval"].items()), flush=True)
         log.write(row)
         done, minutes = step + 1, spent + (time.time() - start) / 60

@@ -1,0 +1,1893 @@
+"""
+test_azr.py: what must stay true, one line each. Standard library's unittest, offline, CPU only, under 3 minutes on 2 cores.
+
+    python test_azr.py                      # everything
+    python test_azr.py TestSampler          # one class
+"""
+import contextlib
+import copy
+import io
+import itertools
+import json
+import math
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import unittest
+import xml.etree.ElementTree
+from dataclasses import asdict
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import eval as evaluation
+import executor
+import model as network
+import selfplay
+import train
+from executor import Executor, Result
+from model import END, GPT, GPTConfig, ID, PAD, decode, encode, generate, generate_naive, logprobs, pad_rows
+from selfplay import ANSWER, KINDS, Task
+from trr import advantages, policy_loss
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SMALL = SimpleNamespace(references=2, n_inputs=4, large=False, thoughts=True, hasty=0.3, patience=0.5, max_new=120)
+
+
+def small_model(seed=0, **kw):
+    """A network with opinions: random weights large enough that its samples end, differ and disagree."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**{**dict(n_layer=2, n_embd=32, n_head=4, n_kv_head=2, block_size=96), **kw}))
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            torch.nn.init.normal_(p, std=0.2)
+    with torch.no_grad():
+        model.head.weight[END] += 0.3
+    return model
+
+
+def random_prompts(n, seed=0):
+    rng = random.Random(seed)
+    return [[rng.randrange(300) for _ in range(rng.randint(1, 30))] for _ in range(n)]
+
+
+class TestTokenizer(unittest.TestCase):
+    def test_round_trip(self):
+        """Any text comes back: Python, accents, emoji, control characters."""
+        rng = random.Random(0)
+        texts = ["def f(x):\n    x = [v + 3 for v in x]\n    return x", "naïve \u00e9\U0001f600\x00\x7f", ""]
+        texts += ["".join(chr(rng.randrange(1, 0x2fff)) for _ in range(50)) for _ in range(50)]
+        for text in texts:
+            self.assertEqual(decode(encode(text)), text)
+
+    def test_no_text_makes_a_role_token(self):
+        """A program cannot forge the end of a prompt: role tokens spelled out in text stay plain characters."""
+        for name in network.SPECIAL:
+            self.assertTrue(all(t < ID["<|pad|>"] for t in encode(f"x {name} y")), name)
+
+    def test_digits_are_single(self):
+        """Numbers are spelled digit by digit, the way arithmetic is done."""
+        self.assertEqual([decode([t]) for t in encode("2047")], list("2047"))
+
+
+class TestSampler(unittest.TestCase):
+    def check_same(self, a, b):
+        (tokens, logps), (tokens2, logps2) = a, b
+        self.assertEqual(tokens, tokens2)
+        for x, y in zip(logps, logps2):
+            self.assertLess(max(abs(p - q) for p, q in zip(x, y)), 1e-3)
+
+    def test_fast_equals_naive(self):
+        """The sampler gives the specification's tokens and log-probs: unequal prompts, early ends, few places, threads."""
+        for seed, kv in ((0, 1), (1, 2), (2, 4)):
+            model, prompts = small_model(seed, n_kv_head=kv), random_prompts(7, seed)
+            naive = generate_naive(model, prompts, 40, tries=3, seed=seed)
+            self.assertGreater(len({len(t) for t in naive[0]}), 3, "the test needs rows that end early")
+            for rows, threads in ((256, 1), (4, 1), (5, 2), (1, 1)):
+                self.check_same(naive, generate(model, prompts, 40, tries=3, seed=seed, rows=rows, threads=threads))
+
+    def test_greedy_equals_naive(self):
+        """Temperature 0 takes the likeliest token in both."""
+        model, prompts = small_model(3), random_prompts(5, 3)
+        self.check_same(generate_naive(model, prompts, 30, 0.0), generate(model, prompts, 30, 0.0))
+
+    def test_static_shapes_equal_naive(self):
+        """The step that CUDA captures as a graph, run eagerly here, gives the specification's tokens."""
+        model, prompts = small_model(4), random_prompts(5, 4)
+        tokens, _ = generate_naive(model, prompts, 30, tries=2, seed=4)
+        with torch.inference_mode():
+            ids, _ = network._decode_static(model, prompts, 30, 1.0, 2, network.uniforms(10, 30, 4), END, capture=False)
+        for row, full in zip(tokens, ids.tolist()):
+            self.assertEqual(row, full[:len(row)])
+
+    def test_logprobs_equal_training_forward(self):
+        """Ratio 1 at the first update: the sampler's log-probs are the training forward's, to 1e-3 in float32."""
+        model, prompts = small_model(5), random_prompts(6, 5)
+        tokens, logps = generate(model, prompts, 30, temperature=1.0, tries=2, seed=5)
+        rows = [prompts[i // 2] + t for i, t in enumerate(tokens)]
+        idx = pad_rows(rows, 16)
+        mask = torch.zeros_like(idx, dtype=torch.bool)
+        for i, t in enumerate(tokens):
+            mask[i, len(rows[i]) - len(t):len(rows[i])] = True
+        got, _ = logprobs(model, idx, mask)
+        want = torch.tensor([lp for row in logps for lp in row])
+        self.assertLess((got - want).abs().max().item(), 1e-3)
+
+    def test_tries_differ(self):
+        """Tries of one prompt get first tokens of their own; once a copied prefill gave all of them the same one."""
+        tokens, _ = generate(small_model(6), [[1, 2, 3]], 5, tries=64, seed=6)
+        self.assertGreater(len({t[0] for t in tokens}), 5)
+
+    def test_seed(self):
+        """Same seed, same rollouts; another seed, others."""
+        model, prompts = small_model(7), random_prompts(4, 7)
+        a, b, c = (generate(model, prompts, 20, seed=s)[0] for s in (1, 1, 2))
+        self.assertEqual(a, b)
+        self.assertNotEqual(a, c)
+
+    def test_limits(self):
+        """Empty and over-long prompts are refused by name, one new token works, and no prompts give no replies."""
+        model = small_model(8)
+        self.assertEqual(generate(model, [], 5), ([], []))
+        self.check_same(generate_naive(model, [[1], [2, 3]], 1), generate(model, [[1], [2, 3]], 1))
+        for fn in (generate, generate_naive):
+            with self.assertRaisesRegex(ValueError, "empty prompt"):
+                fn(model, [[]], 5)
+            with self.assertRaisesRegex(ValueError, "block_size"):
+                fn(model, [[1] * 90], 10)
+
+    def test_distribution(self):
+        """Inverse-CDF sampling draws each token as often as its probability says."""
+        logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).repeat(40000, 1)
+        token, logp = network.pick(logits, torch.rand(40000, generator=torch.Generator().manual_seed(0)), 1.0)
+        share = torch.bincount(token, minlength=4) / 40000
+        self.assertLess((share - logits[0].softmax(0)).abs().max().item(), 0.01)
+        self.assertTrue(torch.allclose(logp, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]))
+
+
+class TestModel(unittest.TestCase):
+    def test_causal(self):
+        """A later token never changes an earlier prediction, so right padding needs no mask."""
+        model, idx = small_model(), torch.randint(0, 300, (2, 20))
+        other = idx.clone()
+        other[:, 12:] = PAD
+        self.assertTrue(torch.allclose(model(idx)[:, :12], model(other)[:, :12], atol=1e-5))
+
+    def test_select(self):
+        """Selecting positions before the head gives the same logits as selecting after."""
+        model, idx = small_model(), torch.randint(0, 300, (3, 9))
+        select = torch.rand(3, 9) > 0.5
+        self.assertTrue(torch.allclose(model(idx, select), model(idx)[select], atol=1e-5))
+
+    def test_config_refused(self):
+        """A shape that cannot work is refused by the field's name."""
+        for bad, name in ((dict(n_head=3, n_kv_head=2), "n_head"), (dict(head_dim=3), "head_dim"),
+                          (dict(n_layer=0), "n_layer")):
+            with self.assertRaisesRegex(AssertionError, name):
+                GPTConfig(**bad)
+
+
+class TestTRR(unittest.TestCase):
+    def test_hand_worked(self):
+        """Eq. 8 on the README's eight numbers, worked by hand."""
+        r = [1.0, -0.5, -0.5, 1.0, 0.75, 0.0, 0.0, -1.0]
+        a = advantages(r, ["s"] * 4 + ["p"] * 4)
+        self.assertTrue(torch.allclose(a[:4], torch.tensor([1.0, -1, -1, 1]) * 0.75 / math.sqrt(0.75)))
+        std = math.sqrt(sum((x + 0.0625) ** 2 for x in r[4:]) / 3)
+        self.assertTrue(torch.allclose(a[4:], torch.tensor([(x + 0.0625) / std for x in r[4:]])))
+
+    def test_cells_do_not_touch(self):
+        """Another cell's rewards never change this cell's advantages; each cell's mean is 0 and its deviation 1."""
+        rng = random.Random(0)
+        cells = [rng.choice("abcdef") for _ in range(300)]
+        r = [rng.gauss(ord(c), 1 + ord(c) % 7) for c in cells]
+        a = advantages(r, cells)
+        for cell in "abcdef":
+            mine = [i for i, c in enumerate(cells) if c == cell]
+            self.assertAlmostEqual(a[mine].mean().item(), 0, places=4)
+            self.assertAlmostEqual(a[mine].std().item(), 1, places=4)
+            self.assertTrue(torch.allclose(a[mine], advantages([r[i] for i in mine], ["x"] * len(mine)), atol=1e-5))
+
+    def test_degenerate_cells(self):
+        """A cell of one reward or of equal ones gets exactly 0, never NaN, also where floats almost cancel."""
+        self.assertEqual(advantages([3.0], ["a"]).tolist(), [0.0])
+        self.assertEqual(advantages([0.1] * 7, ["a"] * 7).tolist(), [0.0] * 7)
+        self.assertEqual(advantages([0.1 + 1e-9, 0.1], ["a"] * 2, [0, 0], "group").tolist(), [0.0] * 2)
+        with self.assertRaises(AssertionError):
+            advantages([float("nan"), 1.0], ["a", "a"])
+
+    def test_group_removes_difficulty(self):
+        """mode=group: adding a constant to all tries of one task changes nothing; the tries of a task sum to 0."""
+        r, g = [1.0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1, 1, 1]
+        a = advantages(r, ["s"] * 8, g, "group")
+        b = advantages([x + 5 * k for x, k in zip(r, g)], ["s"] * 8, g, "group")
+        self.assertTrue(torch.allclose(a, b, atol=1e-5))
+        self.assertAlmostEqual(a[:4].sum().item(), 0, places=5)
+
+    def test_token_weights(self):
+        """lengths= whitens as if each reward stood on each of its tokens (Bessel's factor apart)."""
+        r, n = [1.0, -0.5, 0.2], [3, 1, 6]
+        a = advantages(r, ["s"] * 3, lengths=n)
+        flat = torch.tensor([x for x, k in zip(r, n) for _ in range(k)])
+        want = (torch.tensor(r) - flat.mean()) / flat.std(correction=0) / math.sqrt(3 / 2)
+        self.assertTrue(torch.allclose(a, want, atol=1e-5))
+
+    def test_loss_gradient(self):
+        """At ratio 1 the gradient is -A / tokens on reply tokens and exactly 0 on padding."""
+        logp = torch.randn(3, 5, requires_grad=True)
+        mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+        adv = torch.tensor([1.0, -2.0, 0.5])
+        policy_loss(logp, logp.detach(), adv, mask)[0].backward()
+        self.assertTrue(torch.allclose(logp.grad, -adv[:, None] * mask / mask.sum(), atol=1e-6))
+        logp.grad = None
+        policy_loss(logp, logp.detach(), adv, mask, average="sequence")[0].backward()
+        self.assertTrue(torch.allclose(logp.grad, -adv[:, None] * mask / mask.sum(1, keepdim=True) / 3, atol=1e-6))
+
+    def test_clip(self):
+        """Past the clip a good token gains nothing more, a bad one loses nothing more; moving back always counts."""
+        for ratio, adv, moves in ((1.5, 1.0, False), (1.5, -1.0, True), (0.5, -1.0, False), (0.5, 1.0, True)):
+            logp = torch.tensor([[math.log(ratio)]], requires_grad=True)
+            policy_loss(logp, torch.zeros(1, 1), torch.tensor([adv]), torch.ones(1, 1))[0].backward()
+            self.assertEqual(bool(logp.grad.abs().item() > 0), moves)
+
+    def test_micro_batches_add_up(self):
+        """With norm= the losses of micro-batches sum to the loss of the whole."""
+        logp, old, adv, mask = torch.randn(6, 4), torch.randn(6, 4), torch.randn(6), torch.rand(6, 4) > 0.3
+        for average, norm in (("token", mask.sum()), ("sequence", 6)):
+            whole = policy_loss(logp, old, adv, mask, average=average)[0]
+            parts = sum(policy_loss(logp[i:i + 2], old[i:i + 2], adv[i:i + 2], mask[i:i + 2], average=average,
+                                    norm=norm)[0] for i in (0, 2, 4))
+            self.assertAlmostEqual(whole.item(), parts.item(), places=5)
+
+
+class TestGame(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.ex = Executor(workers=1, timeout=0.2)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.ex.close()
+
+    def task(self, kind, program="def f(x):\n    x = x + 3\n    return x", inputs=("4",), message=""):
+        (task, why), = selfplay.make_tasks(self.ex, [(kind, program, list(inputs), message)])
+        self.assertEqual(why, "")
+        return task
+
+    def verdict(self, task, answer):
+        return selfplay.judge_answers(self.ex, [task], [answer])[0]
+
+    def test_demonstrations_earn_full_reward(self):
+        """Render, parse, judge round trip in all six cells: a demonstrated reply parses, and those that do not give up are
+        right; every reply fits the format that self-play rewards."""
+        demos, _ = selfplay.demonstrations(self.ex, random.Random(0), 400, SMALL)
+        seen = set()
+        for prompt, reply, mask in demos:
+            role, kind = decode(prompt[:1])[2:-2].split("_")
+            seen.add((role, kind))
+            self.assertEqual(len(reply), len(mask))
+            self.assertEqual(mask[-1], 1, "the end token must be learnt")
+            if role == "propose":
+                self.assertIsNotNone(selfplay.parse_proposal(kind, reply, SMALL.n_inputs), decode(reply))
+            else:
+                self.assertIsNotNone(selfplay.parse_answer(reply), decode(reply))
+        self.assertEqual(len(seen), 6)
+
+    def test_gold_answers_are_right(self):
+        """The generator's own answers are judged right, and another value wrong, for every kind and depth."""
+        for kind in KINDS:
+            draws, _ = selfplay.draw_programs(self.ex, random.Random(kind), [1, 2, 3, 4, 5, 6], 4 if kind == "induction" else 1)
+            for d in draws:
+                task = self.task(kind, d.program, d.inputs)
+                gold = {"deduction": task.outputs[0], "abduction": d.inputs[0], "induction": d.program}[kind]
+                self.assertEqual(self.verdict(task, gold), "right", (kind, d.program))
+                self.assertEqual(self.verdict(task, "(1, 'no')"), "unparsable" if kind == "induction" else "wrong")
+
+    def test_any_input_that_fits(self):
+        """Abduction takes any input with the right output, not only the proposer's."""
+        task = self.task("abduction", "def f(x):\n    return len(x)", ["[1, 2]"])
+        self.assertEqual(self.verdict(task, "'ab'"), "right")
+        self.assertEqual(self.verdict(task, "'abc'"), "wrong")
+
+    def test_hidden_half_decides(self):
+        """Induction: a program that memorises the shown pairs is wrong; one that errs only on a shown pair is right."""
+        task = self.task("induction", "def f(x):\n    return x * 2", ["1", "2", "5", "7"])
+        self.assertEqual(self.verdict(task, "def f(x):\n    return {1: 2, 2: 4}.get(x)"), "wrong")
+        self.assertEqual(self.verdict(task, "def f(x):\n    return x * 2 if x > 1 else 0"), "right")
+
+    def test_no_free_lunch(self):
+        """Answers that game a looser judge fail: friendly __eq__, expressions, a closed bracket, True for 1, the call itself."""
+        ded = self.task("deduction", "def f(x):\n    return x - 3", ["4"])
+        for answer in ("True", "1.0", "f(4)", "4 - 3", "", "1; 2"):
+            self.assertNotEqual(self.verdict(ded, answer), "right", answer)
+        self.assertEqual(self.verdict(ded, " 1 "), "right")
+        abd = self.task("abduction", "def f(x):\n    return [x]", ["4"])
+        for answer in ("4) or (2", "type('E', (), {'__eq__': lambda a, b: True})()", "2 + 2", "x"):
+            self.assertNotEqual(self.verdict(abd, answer), "right", answer)
+        ind = self.task("induction", inputs=["1", "2", "3", "4"])
+        evil = "class E:\n    def __eq__(s, o): return True\ndef f(x): return E()"
+        self.assertEqual(self.verdict(ind, evil), "wrong")
+
+    def test_reward_table(self):
+        """Every line of the reward table (Eqs. 4-6), with each switch."""
+        p = selfplay.propose_reward
+        self.assertEqual([p("unparsable", -1), p("known", -1), p("ValueError", -1)], [-1, -0.5, -0.5])
+        self.assertEqual([p("valid", r) for r in (0.0, 0.125, 0.5, 0.875, 1.0)], [0, 0.875, 0.5, 0.125, 0])
+        self.assertEqual([p("valid", r, zero=-0.5) for r in (0.0, 1.0)], [-0.5, -0.5])
+        self.assertEqual([p("valid", r, "uncertainty") for r in (0.0, 0.25, 0.5)], [0, 0.5, 1])
+        self.assertEqual([p("valid", 0.0, "valid"), p("unparsable", -1, "none")], [1, 0])
+        self.assertEqual(selfplay.SOLVE_REWARD, {"right": 1.0, "wrong": -0.5, "unparsable": -1.0})
+
+    def test_malformed_replies(self):
+        """Each malformed reply is unparsable: no end, two answers, none, text after, wrong sections, wrong count of inputs."""
+        A, P, I, M = selfplay.ANSWER, selfplay.PROGRAM, selfplay.INPUT, selfplay.MESSAGE
+        e = encode
+        for reply in ([], [A, *e("1")], [*e("1"), END], [A, *e("1"), A, *e("1"), END], [A, *e("1"), I, *e("2"), END], [END]):
+            self.assertIsNone(selfplay.parse_answer(reply))
+        self.assertEqual(selfplay.parse_answer([*e("thought"), A, *e("1"), END]), "1")
+        for reply in ([P, *e("p"), END], [I, *e("1"), P, *e("p"), END], [*e("hm"), P, *e("p"), I, *e("1"), END],
+                      [P, *e("p"), I, *e("1")], [P, *e("p"), I, *e("1"), I, *e("2"), END]):
+            self.assertIsNone(selfplay.parse_proposal("deduction", reply, 2))
+        self.assertEqual(selfplay.parse_proposal("deduction", [P, *e("p"), I, *e("1"), END], 2), ("p", ["1"], ""))
+        self.assertIsNone(selfplay.parse_proposal("induction", [I, *e("1"), M, *e(" m"), END], 2))
+        self.assertEqual(selfplay.parse_proposal("induction", [I, *e("1"), I, *e("2"), M, *e(" m"), END], 2),
+                         (None, ["1", "2"], " m"))
+
+    def test_fuzzed_replies(self):
+        """100,000 random and mutated replies raise nothing and parse to text or None."""
+        rng = random.Random(0)
+        seeds = [r for _, r, _ in selfplay.demonstrations(self.ex, rng, 60, SMALL)[0]]
+        for n in range(100_000):
+            if n % 2:
+                reply = [rng.randrange(network.VOCAB_SIZE) for _ in range(rng.randrange(12))]
+            else:
+                reply = list(rng.choice(seeds))
+                reply[rng.randrange(len(reply))] = rng.randrange(network.VOCAB_SIZE - 20, network.VOCAB_SIZE)
+            answer = selfplay.parse_answer(reply)
+            self.assertTrue(answer is None or isinstance(answer, str))
+            for kind in ("deduction", "induction"):
+                parsed = selfplay.parse_proposal(kind, reply, 4)
+                self.assertTrue(parsed is None or all(isinstance(i, str) for i in parsed[1]))
+
+    def test_validity(self):
+        """What fails to run, differs between two processes, or is too long never becomes a task, and the reason is named."""
+        bad = {"syntax": "def f(x) return x", "ZeroDivisionError": "def f(x):\n    return 1 // 0",
+               "nondeterministic": "def f(x):\n    return list({'a', 'b', 'c', 'd', 'e', 'f'})",
+               "timeout": "def f(x):\n    while True: pass", "no_f": "def g(x):\n    return x",
+               "long output": "def f(x):\n    return 'ab' * 40"}
+        made = selfplay.make_tasks(self.ex, [("deduction", p, ["1"], "") for p in bad.values()])
+        self.assertEqual([why for _, why in made], list(bad))
+        self.assertTrue(all(task is None for task, _ in made))
+        self.assertEqual(selfplay.length_fault("def f(x):" + "\n    x = x" * 20 + "\n    return x", ["1"]), "long program")
+        self.assertEqual(selfplay.length_fault("def f(x):\n    return x", ["1" * 99]), "long input")
+        self.assertEqual(selfplay.message_fault("induction", ["1", "1"], ""), "same inputs")
+        self.assertEqual(selfplay.message_fault("induction", ["1", "2"], "x + 1"), "message")
+        self.assertEqual(selfplay.message_fault("induction", ["1", "2"], " add double"), "")
+
+    def test_buffer_keeps_newest(self):
+        """A full buffer drops its oldest entries; the authors' code dropped the new ones and froze."""
+        b = selfplay.Buffer(3)
+        for i in range(5):
+            b.add(i)
+        self.assertEqual(list(b.tasks), [2, 3, 4])
+        self.assertEqual(len(b.sample(9, random.Random(0))), 3)
+
+    def test_trace_is_what_runs(self):
+        """The recorded trace's last value is the program's own output, loops and branches included."""
+        draws, _ = selfplay.draw_programs(self.ex, random.Random(1), [1, 2, 3, 4] * 10, 1, large=True)
+        outs = self.ex.run([(d.program, d.inputs[0]) for d in draws])
+        self.assertEqual([o.value for o in outs], [d.traces[0][1] for d in draws])
+
+    def test_banned_never_drawn(self):
+        """No held-out pair, and from depth 2 on no held-out program, is ever drawn for the warm-up."""
+        draws, _ = selfplay.draw_programs(self.ex, random.Random(2), [1, 2] * 40)
+        tasks = [Task("deduction", d.program, d.inputs, [], [], depth=d.depth) for d in draws]
+        banned = selfplay.ban(tasks)
+        again, hits = selfplay.draw_programs(self.ex, random.Random(2), [1, 2] * 40, banned=banned)
+        self.assertGreater(hits, 0)
+        self.assertFalse(any(selfplay.is_banned(d.program, d.inputs, banned) for d in again))
+
+
+class TestLearning(unittest.TestCase):
+    def test_one_update_moves_the_right_way(self):
+        """After one TRR++ update the rewarded reply is likelier and the other less likely, its end token included; in a copy
+        that learns nothing (advantage 0) neither moves."""
+        cfg = train.Config(device="cpu", dtype="float32", micro_tokens=512)
+        for rewards, sign in (([1.0, -0.5], 1), ([-0.5, 1.0], -1), ([1.0, 1.0], 0)):
+            model = small_model(9)
+            prompt = encode("def f(x):")
+            replies, logps = generate(model, [prompt], 20, tries=2, seed=3)
+            rollouts = [selfplay.Rollout("solve", "deduction", prompt, r, lp, reward=w)
+                        for r, lp, w in zip(replies, logps, rewards)]
+
+            def totals():
+                idx = pad_rows([prompt + r for r in replies])
+                mask = torch.zeros_like(idx, dtype=torch.bool)
+                for i, r in enumerate(replies):
+                    mask[i, len(prompt):len(prompt) + len(r)] = True
+                lp, _ = logprobs(model, idx, mask)
+                return [x.sum().item() for x in lp.split([len(r) for r in replies])]
+            before = totals()
+            opts = [torch.optim.SGD(model.parameters(), lr=0.05)]
+            train.learn(cfg, model, opts, rollouts, advantages(rewards, ["s"] * 2), random.Random(0))
+            after = totals()
+            if sign:
+                self.assertGreater(sign * (after[0] - before[0]), 0)
+                self.assertLess(sign * (after[1] - before[1]), 0)
+            else:
+                self.assertEqual(before, after)
+
+    def test_end_token_has_gradient(self):
+        """The end token is learnt and padding is not: pad and end are different ids, and the mask covers the end."""
+        self.assertNotEqual(PAD, END)
+        cfg = train.Config(device="cpu", micro_tokens=512)
+        r = selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [-1.0, -1.0])
+        (idx, mask, old, adv, norm), = train.rollout_batches([r], torch.ones(1), cfg)
+        self.assertEqual(idx[mask].tolist(), [3, END])
+        self.assertEqual((norm, mask.sum().item()), (2, 2))
+
+    def test_micro_batches_and_threads_give_one_gradient(self):
+        """The gradient does not depend on how rollouts are packed or on the number of threads, beyond rounding."""
+        model, grads = small_model(10), []
+        demos, _ = selfplay.demonstrations(TestLearning.ex, random.Random(4), 12, SMALL)
+        demos = [d for d in demos if len(d[0]) + len(d[1]) <= 96]
+        for budget, threads in ((100_000, 1), (200, 1), (200, 2)):
+            cfg, network.THREADS = train.Config(device="cpu", micro_tokens=budget), threads
+            train.accumulate(model, train.demo_batches(demos, cfg), train.demo_loss, "float32")
+            grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        for g in grads[1:]:
+            self.assertLess((g - grads[0]).abs().max().item(), 1e-4 * grads[0].abs().max().item() + 1e-6)
+
+    @classmethod
+    def setUpClass(cls):
+        cls.ex = Executor(workers=1, timeout=0.2)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.ex.close()
+
+    def test_overfits_one_demonstration(self):
+        """The warm-up's loss on one fixed demonstration falls to almost nothing."""
+        model, cfg = small_model(11, block_size=160), train.Config(device="cpu", micro_tokens=4096)
+        demos = [d for d in selfplay.demonstrations(self.ex, random.Random(5), 30, SMALL)[0] if len(d[1]) < 40][:1]
+        opts = train.make_optimizers(model, True, 0.02, 0.01)
+        for _ in range(60):
+            loss = sum(train.accumulate(model, train.demo_batches(demos, cfg), train.demo_loss, "float32"))
+            for o in opts:
+                o.step()
+        self.assertLess(loss.item(), 0.1)
+
+
+TINY = ["--device", "cpu", "--dtype", "float32", "--n_layer", "1", "--n_embd", "32", "--n_head", "2", "--n_kv_head", "1",
+        "--warmup_steps", "100", "--warmup_batch", "8", "--steps", "4", "--proposals", "4", "--tasks", "4", "--tries", "2",
+        "--seed_tasks", "2", "--suite_n", "2", "--samples", "2", "--eval_every", "2", "--save_every", "1",
+        "--show_every", "2", "--max_new", "48", "--block_size", "200"]
+
+
+def call(*args, cwd=None, **kw):
+    return subprocess.run([sys.executable, os.path.join(HERE, "train.py"), *args], cwd=cwd, capture_output=True, text=True,
+                          timeout=170, **kw)
+
+
+def figures(folder):
+    """metrics.jsonl without what a clock, or the machine's memory, decides."""
+    with open(os.path.join(folder, "metrics.jsonl")) as f:
+        rows = [json.loads(line) for line in f]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s", "minutes", "memory_mb")} for row in rows]
+
+
+class TestTrain(unittest.TestCase):
+    def test_bad_input(self):
+        """A typo, a wrong type, an impossible combination, a missing device or folder: one line that helps, exit code 2."""
+        with tempfile.TemporaryDirectory() as tmp:
+            os.makedirs(f"{tmp}/full")
+            open(f"{tmp}/full/x", "w").close()
+            cases = [(["--stepz", "3"], "did you mean --steps"), (["--steps", "many"], "wants a int"),
+                     (["--preset", "huge"], "smoke"), (["--ablation", "nope"], "solver_only"),
+                     (["--advantage", "gae"], "trr, group"), (["--n_head", "3"], "n_head"), (["--tries", "1"], "tries"),
+                     (["--kinds", "deduction,poetry"], "induction"), (["--lr", "nan"], "finite"),
+                     (["--learner", "supervised"], "fixed"), (["--out", f"{tmp}/full"], "not empty"),
+                     (["--resume", f"{tmp}/none"], "no run to resume"), (["--max_new", "400"], "block_size")]
+            if not torch.cuda.is_available():
+                cases.append((["--device", "cuda"], "no CUDA device"))
+            for args, words in cases:
+                with self.subTest(args), self.assertRaises(SystemExit) as caught, \
+                        open(f"{tmp}/err", "w+") as err:
+                    stderr, sys.stderr = sys.stderr, err
+                    try:
+                        train.main(args)
+                    finally:
+                        sys.stderr = stderr
+                        err.seek(0)
+                        text = err.read()
+                        self.assertIn(words, text)
+                        self.assertEqual(text.count("\n"), 1)
+                self.assertEqual(caught.exception.code, 2)
+
+    def test_resume_equals_no_interruption(self):
+        """Killed with SIGKILL at random moments and resumed, a run writes the figures of one that was never disturbed."""
+        with tempfile.TemporaryDirectory() as tmp:
+            done = call("--out", f"{tmp}/a/run", *TINY)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            rng, args, kills = random.Random(), ["--out", f"{tmp}/b/run", *TINY], 0
+            for attempt in range(12):
+                p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), *args],
+                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                try:
+                    p.wait(rng.uniform(4, 9) if attempt < 3 else 100)
+                    break
+                except subprocess.TimeoutExpired:
+                    p.kill()
+                    p.wait()
+                    kills += 1
+                if os.path.exists(f"{tmp}/b/run/config.json"):
+                    args = ["--resume", f"{tmp}/b/run"]
+            self.assertEqual(p.returncode, 0)
+            self.assertEqual(figures(f"{tmp}/a/run"), figures(f"{tmp}/b/run"))
+            with open(f"{tmp}/a/run/eval.json") as a, open(f"{tmp}/b/run/eval.json") as b:
+                a, b = json.load(a), json.load(b)
+            self.assertEqual((a["base"], a["final"]), (b["base"], b["final"]))
+
+    def test_every_ablation_runs(self):
+        """Each row of the table trains two steps, and its config differs from full in what it names only."""
+        full = train.Config()
+        for name, fields in train.ABLATIONS.items():
+            cfg, _ = train.parse(["--ablation", name, "--device", "cpu"])
+            for key, value in fields.items():
+                self.assertEqual(getattr(cfg, key), value)
+            same = [k for k in train.asdict(cfg) if k not in fields and k not in ("name", "device", "dtype", "micro_tokens")]
+            self.assertTrue(all(getattr(cfg, k) == getattr(full, k) for k in same), name)
+
+    def test_foreign_checkpoints(self):
+        """A truncated, flipped, foreign or code-carrying checkpoint is refused with exit code 2 and runs nothing."""
+        class Evil:
+            def __reduce__(self):
+                return os.mkdir, (f"{tmp}/executed",)
+        with tempfile.TemporaryDirectory() as tmp:
+            path = f"{tmp}/x.pt"
+            torch.save({"version": 1, "a": torch.zeros(100)}, path)
+            good = open(path, "rb").read()
+            for data in (b"", b"hello", good[:50], good[:-50], pickle.dumps(Evil())):
+                with open(path, "wb") as f:
+                    f.write(data)
+                with self.assertRaises(SystemExit) as caught:
+                    train.load(path, ("a",))
+                self.assertEqual(caught.exception.code, 2)
+            torch.save({"version": 2}, path)
+            with self.assertRaises(SystemExit):
+                train.load(path, ("a",))
+            self.assertFalse(os.path.exists(f"{tmp}/executed"))
+
+    def test_save_is_atomic(self):
+        """A write that fails half way leaves the old file whole."""
+        with tempfile.TemporaryDirectory() as tmp:
+            train.save(f"{tmp}/f", "old")
+
+            class Unwritable:
+                def __reduce__(self):
+                    raise RuntimeError("cannot be saved")
+            with self.assertRaises(RuntimeError):
+                train.save(f"{tmp}/f", {"x": Unwritable()})
+            self.assertEqual(open(f"{tmp}/f").read(), "old")
+
+    def test_torn_metrics(self):
+        """A half-written last line and lines past the checkpoint are dropped, the rest is kept to the letter."""
+        with tempfile.TemporaryDirectory() as tmp:
+            lines = [json.dumps({"phase": "selfplay", "step": s, "x": 0.1}) + "\n" for s in range(4)]
+            with open(f"{tmp}/m", "w") as f:
+                f.write("".join(lines) + '{"phase": "selfplay", "st')
+            self.assertEqual(train.read_metrics(f"{tmp}/m", {"selfplay": 3}), lines[:3])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The executor, by adversary: whatever a model writes
+
+
+def body(text):
+    """A program whose f() has these lines."""
+    return "def f(*a):\n" + textwrap.indent(textwrap.dedent(text).strip("\n"), "    ")
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descendants(pid):
+    """All processes below pid, from /proc."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat") as file:
+                    parents[int(name)] = int(file.read().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue     # it ended between listdir and open
+    found, more = set(), {pid}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more}
+        found |= more
+    return found
+
+
+class ExecutorTest(unittest.TestCase):
+    """One executor for all tests here: whatever one test does to it, the next must not notice."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.ex = Executor()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.ex.close()
+
+    def errors(self, programs, args="", allowed=(), **how):
+        """Run them all; each must fail, with an error out of allowed if given."""
+        for program, r in zip(programs, self.ex.run([(p, args) for p in programs], **how)):
+            with self.subTest(program=program, result=r):
+                self.assertFalse(r.ok)
+                self.assertEqual((r.value, r.key, r.loose), ("", "", ""))
+                if allowed:
+                    self.assertIn(r.error, allowed)
+
+    def values(self, jobs):
+        """{(program, args): expected value}; each must give it."""
+        for (job, expected), r in zip(jobs.items(), self.ex.run(list(jobs))):
+            with self.subTest(job=job, result=r):
+                self.assertEqual((r.value, r.error), (expected, ""))
+
+    def tearDown(self):
+        self.assertEqual(self.ex.replaced, 0, "no program may kill a zygote")
+
+    # ---- honest programs
+
+    def test_honest_programs(self):
+        """Honest code runs: imports, classes with dunders, recursion, generators, odd but innocent names."""
+        self.values({
+            ("def f(x):\n    return x[::-1]", "[1, 2]"): "[2, 1]",
+            ("def f():\n    return None", ""): "None",
+            ("def f(a, b=2, *c, **d):\n    return a, b, c, d", "1, 3, 4, z=[5]"): "(1, 3, (4,), {'z': [5]})",
+            ("import math\ndef f(n):\n    return math.gcd(n, 12), math.floor(math.pi)", "18"): "(6, 3)",
+            ("from collections import Counter, defaultdict, deque\ndef f(s):\n    d = defaultdict(list)\n"
+             "    d[1].append(2)\n"
+             "    return dict(Counter(s)), dict(d), list(deque([1, 2], maxlen=1))", "'aab'"):
+                "({'a': 2, 'b': 1}, {1: [2]}, [2])",
+            ("import collections.abc\ndef f(x):\n    return isinstance(x, collections.abc.Sequence)", "[1]"): "True",
+            ("import itertools as it\ndef f(n):\n    return list(it.accumulate(range(n)))", "4"): "[0, 1, 3, 6]",
+            ("from functools import reduce, lru_cache, wraps, partial\n@lru_cache(None)\ndef g(n):\n"
+             "    return n if n < 2 else g(n - 1) + g(n - 2)\ndef deco(h):\n    @wraps(h)\n    def w(*a):\n"
+             "        return h(*a) + 1\n"
+             "    return w\n@deco\ndef f(n):\n    return reduce(lambda a, b: a * b, [g(n), 1])", "30"): "832041",
+            ("import operator\ndef f(x):\n    return sorted(x, key=operator.itemgetter(1)), operator.add(1, 2)",
+             "[(1, 2), (2, 1)]"): "([(2, 1), (1, 2)], 3)",
+            ("from operator import attrgetter, methodcaller\ndef f(x):\n"
+             "    return attrgetter('real')(x), methodcaller('bit_length')(x)",
+             "5"): "(5, 3)",
+            ("import re\ndef f(s):\n"
+             "    return re.sub(r'(\\d+)', lambda m: str(int(m.group(1)) * 2), s), re.compile('a').findall(s)",
+             "'a1b22'"): "('a2b44', ['a'])",
+            ("import heapq, bisect\ndef f(x):\n    heapq.heapify(x)\n"
+             "    return heapq.heappop(x), bisect.bisect([1, 3], 2)",
+             "[3, 1]"): "(1, 1)",
+            ("import string, copy\ndef f(x):\n    y = copy.deepcopy(x)\n    y[0].append(string.digits)\n"
+             "    return x, y", "[[1]]"):
+                "([[1]], [[1, '0123456789']])",
+            ("from __future__ import annotations\nfrom typing import List, Optional\n"
+             "def f(x: List[int]) -> Optional[int]:\n"
+             "    return x[0] if x else None", "[7]"): "7",
+            ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 1\ndef f(x):\n"
+             "    return P(x) == P(x), repr(P(x))",
+             "3"): "(True, 'P(x=3)')",
+            ("from enum import Enum\nclass C(Enum):\n    RED = 1\ndef f():\n    return C.RED.name, C(1).value",
+             ""): "('RED', 1)",
+            ("class V:\n    def __init__(self, x):\n        self.x = x\n    def __add__(self, o):\n"
+             "        return V(self.x + o.x)\n"
+             "    def __repr__(self):\n        return f'V({self.x})'\n    def __eq__(self, o):\n"
+             "        return self.x == o.x\n"
+             "    def __hash__(self):\n        return hash(self.x)\n    def __len__(self):\n        return self.x\n"
+             "    def __iter__(self):\n        yield self.x\n    def __enter__(self):\n        return self\n"
+             "    def __exit__(self, *a):\n        return True\ndef f(n):\n    with V(n) as v:\n"
+             "        return repr(v + V(1)), v == V(n), len({v, V(n)}), len(v), list(v)",
+             "4"): "('V(5)', True, 1, 4, [4])",
+            ("def f(n):\n    return 1 if n == 0 else n * f(n - 1)", "20"): "2432902008176640000",
+            ("def f(n):\n    def g():\n        for i in range(n):\n            yield i * i\n    return sum(g())",
+             "5"): "30",
+            ("def f():\n    try:\n        [][1]\n    except Exception as e:\n        return type(e).__name__, str(e)",
+             ""):
+                "('IndexError', 'list index out of range')",
+            ("class A:\n    def __init__(self):\n        self.id = 1\n        self.open = 2\ndef f(input, dir):\n"
+             "    a = A()\n    return a.id + a.open + input + dir", "3, 4"): "10",
+            ("def process_input(x):\n    return x\ndef f(x):\n    return process_input(x), ('__init__', '__class__')",
+             "1"):
+                "(1, ('__init__', '__class__'))",
+            ("def f(x):\n    return x\nif __name__ == '__main__':\n    print(f(1))", "2"): "2",
+            ("def f(x):\n    match x:\n        case [a, *_]:\n            return a\n        case {'k': v}:\n"
+             "            return v\n"
+             "        case int(n):\n            return n", "{'k': 5}"): "5",
+            ("def f(x):\n    print(x)\n    return '{:>5}|{!r}|{x}'.format(x, x, x=x), f'{x:.2f}', '%d' % x", "3"):
+                "('    3|3|3', '3.00', '3')",
+            ("try:\n    import numpy as np\nexcept ImportError:\n    np = None\ndef f():\n    return np is None",
+             ""): "True",
+            ("f = lambda x: x ** 2", "3"): "9",
+            ("def f(x):\n    caf\u00e9 = x\n    return caf\u00e9 + '\u00fc\U0001f600'",
+             "'\u00e9'"): "'\u00e9\u00fc\U0001f600'",
+            ("def f(x):\n    return getattr(x, 'real'), hasattr(x, 'nope'), getattr(x, 'nope', 3)",
+             "5"): "(5, False, 3)",
+            ("def f(x):\n    return sorted(set(x)), {3, 1, 2}, len(x)", "'cab'"): "(['a', 'b', 'c'], {1, 2, 3}, 3)",
+        })
+
+    def test_results_in_order_and_errors_named(self):
+        """Errors are classes, in the order of the jobs; one failure never moves its neighbours' answers."""
+        cases = [("def f(x):\n    return x +", "1", "syntax"), ("def f(x)\n    return 1", "1", "syntax"), ("", "",
+                                                                                                           "no_f"),
+                 ("g = 1", "", "no_f"), ("f = 3", "", "no_f"), (body("return 1 / 0"), "", "ZeroDivisionError"),
+                 (body("return {}[1]"), "", "KeyError"), (body("return undefined"), "", "NameError"),
+                 (body("raise StopIteration"), "", "StopIteration"), (body("raise SystemExit"), "", "SystemExit"),
+                 ("class E(ValueError): pass\ndef f(): raise E()", "", "ValueError"), ("1 / 0\ndef f(): return 1", "",
+                                                                                       "ZeroDivisionError"),
+                 ("def f(x): return x", "", "TypeError"), ("def f(): return 1", "2", "TypeError"),
+                 (body("assert False"), "", "AssertionError"), ("def f(n): return f(n + 1)", "0", "RecursionError"),
+                 (body("raise KeyboardInterrupt"), "", "KeyboardInterrupt"), (body("raise SyntaxError"), "",
+                                                                              "SyntaxError"),
+                 ("def f(): yield 1", "", "output"), ("def f(): return f", "", "output")]
+        jobs = []
+        for i, (program, args, _) in enumerate(cases):
+            jobs += [(program, args), (f"def f(x): return x + {i}", str(i))]
+        results = self.ex.run(jobs)
+        for i, (program, args, error) in enumerate(cases):
+            with self.subTest(program=program):
+                self.assertEqual(results[2 * i].error, error)
+                self.assertEqual(results[2 * i + 1].value, str(2 * i))
+
+    # ---- exactness
+
+    def test_non_plain_outputs_are_refused(self):
+        """Only exact plain data comes out: no subclass, no object that lies about its class, no cycle."""
+        self.errors(["class Y:\n    def __eq__(s, o): return True\ndef f(): return Y()",
+                     "class L(list): pass\ndef f(): return L([1])", "class S(str): pass\ndef f(): return [S('a')]",
+                     "class I(int):\n    def __repr__(s): return '42'\ndef f(): return I(1)",
+                     "class L:\n    __class__ = int\n    def __repr__(s): return '42'\ndef f(): return L()",
+                     "from collections import Counter\ndef f(): return Counter('a')",
+                     "from collections import namedtuple\ndef f(): return namedtuple('P', 'x')(1)",
+                     "class B(dict):\n    def items(s): return [(1, 2)]\ndef f(): return B()",
+                     body("return object"), body("return range(3)"), body("return iter([])"),
+                     body("return {1: 2}.keys()"),
+                     body("return ..."), body("return bytearray(b'a')"), body("return NotImplemented"),
+                     body("x = []\nx.append(x)\nreturn x"), body("x = {}\nx[1] = [x]\nreturn x"),
+                     body("x = []\nfor i in range(100): x = [x]\nreturn x"),
+                     body("x = [1]\nfor i in range(50): x = [x, x]\nreturn x")], allowed=["output"])
+
+    def test_outputs_whole_or_error(self):
+        """An output is never cut: just under the limit it is whole, over it an error."""
+        n = executor.OUTPUT_CHARS
+        [small, large] = self.ex.run([("def f(n): return 'a' * n", str(n - 2)), ("def f(n): return 'a' * n",
+                                                                                 str(n - 1))])
+        self.assertEqual(small.value, repr("a" * (n - 2)))
+        self.assertEqual(large.error, "output")
+        self.errors([body("return 'a' * 10 ** 7"), body("return list(range(10 ** 5))"), body("return 10 ** 5000"),
+                     body("return 1 << 10 ** 8"), body("return b'a' * 10 ** 7"),
+                     body("return {i: i for i in range(10 ** 5)}"),
+                     body("return ['a' * 5000] * 10 ** 6")], allowed=["output"])
+
+    def test_keys_are_type_strict_and_loose_is_python_equality(self):
+        """Equal keys mean equal values of equal types; loose means ==; neither depends on set or dict order."""
+        texts = ["1", "1.0", "True", "1+0j", "(1,)", "[1]", "'1'", "b'1'", "{1}", "frozenset({1})", "0.0", "-0.0",
+                 "{1: 2, 3: 4}",
+                 "{3: 4, 1: 2}", "{'a', 'b'}", "{'b', 'a'}", "None", "[]", "()", "{}", "set()", "frozenset()", "inf",
+                 "-inf",
+                 "{1.0: [True]}", "{1: [1]}", "1e300", "2+3j", "2.0+3j", "0.1", "'\\ud800'", "0.30000000000000004",
+                 "0.3"]
+        results = self.ex.literals(texts)
+        scope = {"inf": float("inf")}
+        for a, ra in zip(texts, results):
+            self.assertTrue(ra.ok, (a, ra))
+            for b, rb in zip(texts, results):
+                with self.subTest(a=a, b=b):
+                    va, vb = eval(a, scope), eval(b, scope)
+                    self.assertEqual(ra.loose == rb.loose, va == vb)
+                    exact = va == vb and type(va) is type(vb) and {a, b} not in ({"0.0", "-0.0"}, {"{1.0: [True]}",
+                                                                                                   "{1: [1]}"})
+                    self.assertEqual(ra.key == rb.key, exact)
+        nan = self.ex.literals(["nan", "[nan]"])
+        self.assertEqual([r.key for r in nan], ["nan", "[nan]"])
+
+    def test_values_can_be_read_back(self):
+        """The value of any ok result is a literal with the same key: a task's gold output can be an answer."""
+        programs = [body("return " + t) for t in ["float('inf'), -float('inf'), float('nan')",
+                                                  "{3, 'a', (1, 2)}, frozenset([1]), set()",
+                    "{'b': [1.5, -2], 'a': {None: b'x'}}", "-1-2j, complex(0, 1)", "'\\x00\\ud800\\u00e9\"\\''",
+                    "frozenset([frozenset()])"]]
+        outputs = self.ex.run([(p, "") for p in programs])
+        self.assertTrue(all(r.ok for r in outputs), outputs)
+        self.assertEqual([r.key for r in self.ex.literals([r.value for r in outputs])], [r.key for r in outputs])
+
+    def test_answers_must_be_literals(self):
+        """An answer is data: code, calls and names in it are errors, whatever they would return."""
+        bad = ["f(1)", "__import__('os').getpid()", "1 + 1", "sum(range(3))", "[x for x in (1, 2)]", "x", "", " ", "#",
+               "1;2", "1\n2", "lambda: 1",
+               "{**{}}", "*[1]", "f'{1}'", "1 if 1 else 2", "...", "'a' * 9", "set([1], 2)", "range(10 ** 9)", "{[]}",
+               "(" * 300 + ")" * 300,
+               "-" * 3000 + "1", "[" * 3000, "9" * 4097, "'\ud800'", "1\0", "x := 1", "1)", "(yield)",
+               "float('1' + '2')", "'a" ]
+        for text, r in zip(bad, self.ex.literals(bad)):
+            with self.subTest(text=text[:40]):
+                self.assertFalse(r.ok, r)
+        good = {" [1,2] ": "[1, 2]", "1, 2": "(1, 2)", "'a' 'b'": "'ab'", "-1": "-1", "float('inf')": "inf",
+                "{2,1}": "{1, 2}", "1_000": "1000"}
+        self.assertEqual([r.value for r in self.ex.literals(list(good))], list(good.values()))
+
+    def test_input_injection(self):
+        """An input cannot close the call, bind names, or change the program that it is given to."""
+        program = "import math\nstate = [1]\ndef g(): return 1\ndef f(*x, **k): return state, g(), math.sqrt(4), len(x)"
+        bad = ["1) or (2", "1)(2", "1), f(2", "1) if 1 else (2", "1)\nimport os\n(1", "1; 2", ") + f(", "1) #",
+               "g := lambda: 5", "x=1, x=2",
+               "(f := 1)", "[g := (lambda: 9)]", "__import__('os')", "open('x')", "exec('g = 1')", "globals().clear()",
+               "setattr(math, 'sqrt', len)",
+               "().__class__.__base__.__subclasses__()", "yield 1", "await 1", "1,, 2", "]", "'", '"""', "(1", "\0",
+               "\ud800", "return"]
+        for text, r in zip(bad, self.ex.run([(program, text) for text in bad])):
+            with self.subTest(args=text):
+                self.assertFalse(r.ok, r)
+        same = ["1, 2", "state.append(2), 1", "state.clear(), g", "[state.pop(), 1], 1", "dict(a=1), 'a' * 20",
+                "lambda x: x, [i for i in state]", "1, 2,",
+                "1, 2 # note", "*[1, 2]"]
+        for text, r in zip(same, self.ex.run([(program, text) for text in same])):
+            with self.subTest(args=text):
+                self.assertEqual(r.value, "([1], 1, 2.0, 2)")
+
+    def test_mutation_cannot_leak(self):
+        """Each run has a fresh input, fresh defaults and fresh globals, also where one program has many inputs."""
+        program = ("seen = []\ndef f(x, acc=[]):\n    acc.append(1)\n    seen.append(x)\n"
+                   "    x.append(len(acc) + len(seen))\n    return x")
+        for r in self.ex.run([(program, f"[{i}]") for i in range(50)]):
+            self.assertEqual(r.value[-2:], "2]")
+        r = self.ex.run([(program, "[0]")] * 3)
+        self.assertEqual([x.value for x in r], ["[0, 2]"] * 3)
+
+    def test_text_that_is_no_program(self):
+        """Surrogates, NUL, cookies, very long and very deep text are syntax errors or plain text, never a crash."""
+        self.errors(["def f(): return '\ud800'", "def f():\0 return 1", "x" * 9000, "(" * 5000,
+                     "[" * 150 + "]" * 150 + "\x00", "-" * 8000 + "1",
+                     "f(" * 2000, "\n".join(" " * i + "if 1:" for i in range(120)), "x = " + "a." * 3000,
+                     "def f():\n\treturn 1\n        return 2", "'" + "\\N{DIGIT ONE}" * 500, "f'{" * 500,
+                     "a = " * 2500 + "1\nx y",
+                     "@" * 3000, "class C:" * 500, "\ufeff\ufeffdef f(): return 1", "def f(): return 1\n" + "\\" * 99],
+                    allowed=["syntax", "RecursionError"])
+        deep = ["x = " + "+".join("1" * 3000), "x = " + "(" * 90 + ")" * 90,
+                "if 1:\n pass\n" + "elif 1:\n pass\n" * 600, "x = " + "-" * 4000 + "1",
+                "x = " + "1**" * 1500 + "1", "x = 'a' " + "+ 'b'" * 1500, "x = 1" + "\n[0]" * 10, "x = " + "[0]" * 2000,
+                "not " * 2000 + "1", "lambda: " * 1000 + "1"]
+        for r in self.ex.run([(p, "") for p in deep]):
+            self.assertIn(r.error, ("no_f", "syntax", "memory", "RecursionError", "TypeError", "crash", "timeout"))
+        self.values({("# -*- coding: utf-16 -*-\ndef f(): return '\u00e9'", ""): "'\u00e9'",
+                     ("def f(): return len('\\ud800\\x00')", ""): "2"})
+
+    # ---- determinism
+
+    def test_nondeterministic_programs(self):
+        """Hash order and addresses never come out as values, also from two elements only."""
+        programs = [body("return list(set('abcdefgh'))"), body("return list({'a', 'b'})"),
+                    body("return ''.join(frozenset('xyz'))"),
+                    body("return hash('a')"), body("return hash('a') % 7"), body("return str(object())"),
+                    body("return repr(f)"),
+                    body("return {'a', 'b', 'c', 'd'}.pop()"),
+                    body("return list({'ab': 1, 'cd': 2}.keys() & {'ab', 'cd'})"),
+                    "class A: pass\ndef f(): return repr(A())", "class A: pass\ndef f(): return hash(A())",
+                    body("return [x for x in {'k1', 'k2', 'k3'}]"),
+                    body("return str({'a', 'b', 'c'})"), body("return f'{(lambda: 1)}'"),
+                    body("return '%s' % (x for x in [])"),
+                    body("return next(iter({'q': 1, 'w': 2, 'e': 3}.items() - set()))"),
+                    body("return sorted([object(), object()], key=hash) == 1 or '{}'.format(f)"),
+                    body("return next(iter(set('hello world')))")]
+        self.errors(programs, allowed=["nondeterministic"])
+        self.errors(["def f(x): return list(x)", "def f(x): return x.pop(), 1"], "{'q', 'w'}",
+                    allowed=["nondeterministic"])
+        self.errors([body("return id(1)"), "import time\ndef f(): return time.time()",
+                     "import random\ndef f(): return random.random()",
+                     "import uuid\ndef f(): return 1", "from os import urandom\ndef f(): return 1"],
+                     allowed=["forbidden"])
+
+    def test_one_run_without_check(self):
+        """check=False is one run: it may not be mixed up with the checked verdict, not even in the cache."""
+        job = [(body("return list({'a', 'b', 'c', 'd', 'e', 'f'})"), "")]
+        self.assertTrue(self.ex.run(job, check=False)[0].ok)
+        self.assertEqual(self.ex.run(job)[0].error, "nondeterministic")
+        self.assertTrue(self.ex.run(job, check=False)[0].ok)
+
+    # ---- harm
+
+    def test_escapes_are_refused(self):
+        """Ways out: frames, subclasses, match patterns, decorators, type hints, attribute paths, imports."""
+        self.errors([body("return ().__class__.__base__.__subclasses__()"), body("return f.__globals__"),
+                     body("return (lambda: 0).__code__.co_code"),
+                     body("g = (x for x in [1])\nreturn g.gi_frame.f_back.f_globals"),
+                     body("try: 1/0\nexcept Exception as e: return e.__traceback__.tb_frame"),
+                     body("return getattr((), '__cl' + 'ass__').__base__.__subclasses__()"),
+                     body("return getattr(f, '__glo' + 'bals__')"),
+                     body("return print.__self__"), body("return __builtins__"), body("return __import__('os')"),
+                     body("return f'{f.__globals__}'"),
+                     body("match f:\n    case object(__globals__=g): return g"),
+                     body("match ():\n    case tuple(__class__=object(__subclasses__=s)): return s()"),
+                     "def g(h): return h.__globals__\n@g\ndef f(): pass",
+                     "def f(x: (1).__class__.__base__.__subclasses__() = 1): return 1",
+                     "from operator import attrgetter\ndef f(): return attrgetter('__globals__')(f)",
+                     "from operator import methodcaller\ndef f(): return methodcaller('__subclasses__')(int)",
+                     "from typing import ForwardRef\ndef f(): return 1",
+                     "from typing import List, get_args\n"
+                     "def f(): return get_args(List['1'])[0]._evaluate({}, {}, frozenset())",
+                     "from typing import get_type_hints\ndef f(): return 1",
+                     "import string\ndef f(): return string.Formatter().get_field('0.__class__', [f], {})",
+                     "import re\ndef f(): return re.enum.sys",
+                     "import typing\ndef f(): return typing.sys",
+                     "import collections\ndef f(): return collections._sys", "from os import *\ndef f(): return 1",
+                     "import sys\ndef f(): return 1", "import ctypes\ndef f(): return 1",
+                     "import gc\ndef f(): return 1", "import importlib\ndef f(): return 1",
+                     "import builtins\ndef f(): return 1", "import inspect\ndef f(): return 1",
+                     "from . import x\ndef f(): return 1",
+                     body("return eval('1')"), body("exec('x = 1')\nreturn 1"), body("return compile('1', '', 'eval')"),
+                     body("return globals()"),
+                     body("return open('/etc/passwd').read()"), body("return input()"), body("breakpoint()"),
+                     "class M(type):\n    def __getattribute__(c, n): return 1\nclass A(metaclass=M): pass\n"
+                     "def f(): return A.x"])
+
+    def test_format_strings_give_text_only(self):
+        """str.format can read attributes, but only makes text: no object, no address, nothing of ours."""
+        programs = ["def f(): return '{0.__globals__}'.format(f)",
+                    "def f(): return '{0.__globals__[__builtins__]}'.format(f)",
+                    "class A:\n    def m(s): pass\ndef f(): return '{0.m.__func__.__globals__}'.format(A())",
+                    "def f(): return '{0.__globals__[__builtins__][print].__globals__}'.format(f)"]
+        for program, r in zip(programs, self.ex.run([(p, "") for p in programs])):
+            self.assertNotIn("passwd", r.value)
+            self.assertFalse(r.ok and "0x" in r.value, (program, r))
+
+    def test_memory_bombs(self):
+        """Memory is bounded, and a bomb never hurts its neighbours, whose answers stay right."""
+        bombs = [body("return [0] * 10 ** 10"), body("return 'a' * 10 ** 10"), body("return len(bytes(10 ** 10))"),
+                 body("return len(list(range(10 ** 9)))"),
+                 body("x = [1]\nwhile True: x += x"), body("x = 'a'\nwhile True: x += x"),
+                 body("x = {}\nwhile True: x[len(x)] = [0] * 9999"),
+                 body("return len(str(1 << 10 ** 10))"), body("return 10 ** 10 ** 10"),
+                 body("return [[0] * 10 ** 6 for i in range(10 ** 6)]"),
+                 "x = [0] * 10 ** 10\ndef f(): return 1", body("return ('%%%dd' % 10 ** 10) % 1"),
+                 body("return '{:>9999999999}'.format(1)")]
+        jobs = []
+        for i, bomb in enumerate(bombs):
+            jobs += [(bomb, ""), (f"def f(x): return [x] * {i}", "0")]
+        results = self.ex.run(jobs)
+        for i, bomb in enumerate(bombs):
+            with self.subTest(bomb=bomb):
+                self.assertIn(results[2 * i].error, ("memory", "timeout", "OverflowError", "ValueError", "TypeError"))
+                self.assertEqual(results[2 * i + 1].value, repr([0] * i))
+        self.assertEqual([r.error for r in results[:4:2]], ["memory", "memory"])
+
+    def test_hangs(self):
+        """Endless code is stopped in pure Python, in C code, in dunders and in teardown; swallowing changes nothing."""
+        start = time.monotonic()
+        self.errors([body("while True: pass"),
+                     body("while True:\n    try:\n        while True: pass\n    except: pass"),
+                     "while True: pass\ndef f(): return 1",
+                     body("return sum(range(10 ** 15))"), "import itertools\ndef f(): return max(itertools.count())",
+                     "import itertools\ndef f(): return all(itertools.repeat(1))",
+                     "import re\ndef f(): return re.match('(a*)*b', 'a' * 50)", body("return 7 ** 10 ** 8 % 10"),
+                     "from collections import deque\nfrom itertools import count\ndef f(): deque(count(), maxlen=0)",
+                     "class A:\n    def __del__(s):\n        while True: pass\ndef f():\n    A()\n    return 1",
+                     "class A:\n    def __del__(s):\n        while True: pass\na = A()\ndef f(): return 1",
+                     "def g():\n    try: yield 1\n    finally:\n        while True: pass\nit = g()\n"
+                     "def f(): return next(it)",
+                     "class E(Exception):\n    def __del__(s):\n        while True: pass\ndef f(): raise E",
+                     "class A:\n    def __eq__(s, o):\n        while True: pass\n    __hash__ = lambda s: 1\n"
+                     "def f(): return len({A(), A()})",
+                     "class A:\n    def __repr__(s):\n        while True: pass\ndef f(): return str(A())",
+                     "def g():\n    yield from g()\ndef f():\n    while True:\n        try: next(g())\n"
+                     "        except BaseException: pass"], allowed=["timeout"])
+        self.assertLess(time.monotonic() - start, 8)
+        quiet = ["class M(type):\n    @property\n    def __name__(c):\n        while True: pass\n"
+                 "class E(Exception, metaclass=M): pass\ndef f(): raise E",
+                 "class M(type):\n    def __hash__(c):\n        while True: pass\n"
+                 "    def mro(c): return type.mro(c)\nclass E(KeyError, metaclass=M): pass\ndef f(): raise E",
+                 "class A:\n    def __repr__(s):\n        while True: pass\ndef f(): return A()"]
+        self.errors(quiet)
+
+    def test_spoiling_the_next_program(self):
+        """State that one program leaves must not reach the next: modules, classes, builtins, registries, caches."""
+        spoilers = ["import math\nmath.sqrt = lambda x: 5\ndef f(): return 1",
+                    "from collections import Counter\nCounter.most_common = lambda s, n=None: 5\ndef f(): return 1",
+                    "import collections\ndef f():\n    setattr(collections.Counter, 'most_common', 5)\n    return 1",
+                    "import collections\ndef f():\n    collections.Counter = 5\n    return 1",
+                    "len = lambda x: 5\ndef f(): return len(1)",
+                    "def f():\n    global sorted\n    sorted = 5\n    return 1", body("vars()['x'] = 1\nreturn 1"),
+                    body("return locals().clear()"),
+                    "locals()['__builtins__']['len'] = 5\ndef f(): return 1",
+                    "import math\ndef f(): vars(math)['sqrt'] = 5",
+                    "from collections.abc import Sequence\ndef f():\n    Sequence.register(int)\n    return 1",
+                    "import re\ndef f():\n    re.purge()\n    return 1",
+                    "import functools, collections\ndef f(): functools.update_wrapper(collections.Counter, len)",
+                    "import typing, collections\ndef f(): typing.final(collections.Counter)",
+                    "class A:\n    def __del__(s):\n        global len\n        len = 5\na = [A()]\na.append(a)\n"
+                    "def f(): return 1", "import copy\ncopy.dispatch_table[list] = 5\n"
+                                         "def f(): return 1", "import string\nstring.digits = 'no'\n"
+                                                              "def f(): return string.digits",
+                    "import heapq\nheapq.heappush = None\ndef f(): return 1",
+                    "x = []\nfor i in range(10 ** 5): x.append([x])\ndef f(): return 1",
+                    "def f():\n    import math as m\n    del m.sqrt\n    return 1",
+                    "def g():\n    try: yield 1\n    finally: raise SystemExit\nx = g()\nnext(x)\ndef f(): return 1"]
+        witness = ("import math, re, string, heapq\nfrom collections import Counter\n"
+                   "from collections.abc import Sequence\ndef f(n):\n    h = []\n    heapq.heappush(h, 1)\n"
+                   "    return (math.sqrt(4), Counter('aab').most_common(1), len([1]), sorted([2, 1]),\n"
+                   "            isinstance(n, Sequence), re.findall('a', 'aa'), string.digits, h, n)")
+        jobs = []
+        for i, spoiler in enumerate(spoilers):
+            jobs += [(spoiler, ""), (witness, str(i))]
+        for order in (jobs, jobs[::-1], random.Random(0).sample(jobs, len(jobs))):
+            with Executor(cache_mb=0) as ex:
+                for (program, args), r in zip(order, ex.run(order)):
+                    if program is witness:
+                        self.assertEqual(r.value,
+                                         f"(2.0, [('a', 2)], 1, [1, 2], False, ['a', 'a'], '0123456789', [1], {args})")
+
+    def test_same_answers_in_any_batch(self):
+        """Alone, in batches, shuffled, and with other workers, the verdicts are the same."""
+        jobs = [job for n in range(3) for job in executor.small_programs(60, seed=n)]
+        jobs += [(body("return 1 / 0"), ""), (body("while True: pass"), ""), ("class A: pass\ndef f(x): return x",
+                                                                              "{'a'}"),
+                                                                              (body("return list(set('abc'))"), "")]
+        expected = dict(zip(jobs, self.ex.run(jobs)))
+        random.Random(1).shuffle(jobs)
+        for settings in ({"batch": 1}, {"workers": 1}, {"workers": 3, "batch": 7}):
+            with Executor(**settings) as ex:
+                self.assertEqual(dict(zip(jobs, ex.run(jobs))), expected)
+
+    def test_cruxeval(self):
+        """All 800 published programs of CRUXEval (path in NANOAZR_CRUXEVAL) give their published outputs."""
+        path = os.environ.get("NANOAZR_CRUXEVAL")
+        if not path:
+            self.skipTest("NANOAZR_CRUXEVAL is not set")
+        with open(path) as file:
+            tasks = [json.loads(line) for line in file]
+        results = self.ex.run([(t["code"], t["input"]) for t in tasks])
+        for t, r, gold in zip(tasks, results, self.ex.literals([t["output"] for t in tasks])):
+            with self.subTest(id=t["id"]):
+                self.assertTrue(r.ok and gold.ok, (r, gold))
+                self.assertEqual(r.key, gold.key)
+
+    def test_fast_enough(self):
+        """Small programs are cheap, one program with many inputs compiles once, and repeats come from the cache."""
+        jobs = executor.small_programs(3000, seed=5)
+        start = time.perf_counter()
+        self.assertTrue(all(r.ok for r in self.ex.run(jobs)))
+        first = time.perf_counter() - start
+        self.assertLess(first, 1.5)     # 0.25 s on 2 quiet cores
+        start = time.perf_counter()
+        self.ex.run(jobs)
+        self.assertLess(time.perf_counter() - start, first / 3)
+
+
+class WallTest(unittest.TestCase):
+    """The kernel wall alone: the name gate off, real builtins, all loaded modules. A canary must stay as it is."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.canary = tempfile.mkdtemp()
+        os.chmod(cls.canary, 0o777)
+        for name in "abc":
+            with open(os.path.join(cls.canary, name), "w") as file:
+                file.write("alive")
+            os.chmod(os.path.join(cls.canary, name), 0o666)
+        cls.before = cls.state()
+        cls.processes = descendants(os.getpid())
+        cls.ex = Executor(gate=False)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.ex.close()
+        shutil.rmtree(cls.canary)
+
+    @classmethod
+    def state(cls):
+        def facts(path):
+            s = os.stat(path)
+            return path, s.st_mode, s.st_mtime_ns, s.st_size, s.st_nlink, s.st_uid
+        return [facts(cls.canary)] + sorted(facts(os.path.join(cls.canary, n)) for n in os.listdir(cls.canary))
+
+    def attack(self, lines,
+               imports="import os, ctypes, signal, sys, mmap, gc, resource, time, marshal, _thread"):
+        """Each line must fail to give 'harm', and a good program after it must be right."""
+        programs = [f"{imports}\nC = {self.canary!r}\nlibc = ctypes.CDLL(None)\n" + body(line) for line in lines]
+        jobs = [job for p in programs for job in ((p, ""), ("def f(x): return x + [2]", "[1]"))]
+        results = self.ex.run(jobs)
+        for line, bad, good in zip(lines, results[::2], results[1::2]):
+            with self.subTest(line=line):
+                self.assertNotIn("harm", bad.value)
+                if "import " not in line:
+                    self.assertNotIn(bad.error, ("NameError", "ModuleNotFoundError", "syntax"), "no attack was made")
+                self.assertEqual(good.value, "[1, 2]")
+        self.assertEqual(self.state(), self.before)
+        self.assertEqual(self.ex.replaced, 0)
+        return [r.error for r in results[::2]]
+
+    def test_files(self):
+        """No file can be opened, made, changed, removed, renamed, linked, listed, or asked about."""
+        errors = self.attack([
+            "open(C + '/a', 'w').write('x'); return 'harm'", "open(C + '/a').read(); return 'harm'",
+            "os.mkdir(C + '/x'); return 'harm'", "os.unlink(C + '/a'); return 'harm'",
+            "os.rename(C + '/a', C + '/z'); return 'harm'", "os.chmod(C + '/a', 0); return 'harm'",
+            "os.symlink('/', C + '/l'); return 'harm'", "os.link(C + '/a', C + '/l'); return 'harm'",
+            "os.truncate(C + '/a', 0); return 'harm'", "os.listdir(C); return 'harm'", "os.stat(C); return 'harm'",
+            "os.utime(C + '/a'); return 'harm'", "os.rmdir(C); return 'harm'",
+            "os.open(C + '/n', os.O_CREAT | os.O_WRONLY); return 'harm'", "os.mkfifo(C + '/p'); return 'harm'",
+            "os.chdir(C); return 'harm'", "os.pipe(); return 'harm'", "os.memfd_create('a'); return 'harm'",
+            "return 'harm' if libc.open(b'/etc/passwd', 0) >= 0 else 1 / 0",
+            "return 'harm' if libc.creat(C.encode() + b'/n', 0o777) >= 0 else 1 / 0",
+            "return 'harm' if libc.syscall(437, -100, b'/', b'0' * 24, 24) >= 0 else 1 / 0",
+            "os.write(1, b'x' * 99); return 'harm'", "[os.write(i, b'x') for i in range(3, 200)]; return 'harm'",
+            "return [os.read(i, 9) for i in range(99)] and 'harm'",
+            "import socket; return 'harm'", "import json; return 'harm'"])
+        self.assertNotIn("", errors)
+
+    def test_processes_and_signals(self):
+        """No fork, thread, exec, signal, trace, namespace or limit change; fork bombs die in their first call."""
+        errors = self.attack([
+            "while True: os.fork()", "os.fork(); return 'harm'",
+            "os.execv('/bin/sh', ['sh', '-c', f'touch {C}/x']); return 'harm'",
+            "os.system(f'touch {C}/x'); return 'harm'",
+            "os.spawnv(os.P_WAIT, '/bin/touch', ['touch', C + '/x']); return 'harm'",
+            "os.posix_spawn('/bin/sh', ['sh'], {}); return 'harm'",
+            "libc.system(b'touch ' + C.encode() + b'/x'); return 'harm'",
+            "_thread.start_new_thread(print, ()); return 'harm'",
+            "while True: _thread.start_new_thread(print, ())", "os.kill(os.getppid(), 9); return 'harm'",
+            "os.kill(-1, 9); return 'harm'",
+            "os.killpg(0, 9); return 'harm'", "signal.signal(signal.SIGPROF, signal.SIG_IGN); return 'harm'",
+            "signal.pthread_sigmask(0, [signal.SIGPROF]); return 'harm'",
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9)); return 'harm'",
+            "return 'harm' if libc.ptrace(16, 1, 0, 0) >= 0 else 1 / 0",
+            "return 'harm' if libc.prctl(4, 1) >= 0 else 1 / 0",
+            "return 'harm' if libc.unshare(0x10000000) >= 0 else 1 / 0", "os.setuid(0); return 'harm'",
+            "os.nice(-5); return 'harm'", "return 'harm' if libc.syscall(425, 8, b'0' * 120) >= 0 else 1 / 0",
+            "return 'harm' if libc.syscall(435, b'0' * 88, 88) >= 0 else 1 / 0",
+            "return 'harm' if libc.syscall(321, 0, 0, 0) >= 0 else 1 / 0", "time.sleep(100); return 'harm'",
+            "sys.setrecursionlimit(10 ** 9)\ndef g(n): return g(n + 1)\ng(0)", "ctypes.string_at(0); return 'harm'",
+            "os.abort(); return 'harm'", "os._exit(0)", "os._exit(7)", "sys.exit(); return 'harm'"])
+        self.assertNotIn("", errors)
+        self.assertEqual(descendants(os.getpid()) - self.processes - {z.pid for z in self.ex.zygotes}, set())
+
+    def test_network(self):
+        """No socket of any kind, through libc or by number."""
+        errors = self.attack([
+            *[f"return 'harm' if libc.socket({family}, {kind}, 0) >= 0 else 1 / 0"
+              for family in (1, 2, 10, 16, 17) for kind in (1, 2, 3)],
+            "x = (ctypes.c_int * 2)()\nreturn 'harm' if libc.socketpair(1, 1, 0, x) >= 0 else 1 / 0",
+            "return 'harm' if libc.epoll_create(1) >= 0 else 1 / 0",
+            "return 'harm' if libc.getaddrinfo(b'a.b', b'80', 0, 0) == 0 else 1 / 0"])
+        self.assertEqual(set(errors), {"forbidden"})
+
+    @unittest.skipUnless(os.uname().machine == "x86_64", "machine code of x86_64")
+    def test_other_call_conventions(self):
+        """The 32-bit gate (int 0x80) and the x32 numbers are no way round the filter."""
+        code = ("m = mmap.mmap(-1, 4096, prot=7)\nm.write(bytes({}))\n"
+                "at = ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+                "return 'harm' + str(ctypes.CFUNCTYPE(ctypes.c_int)(at)())")
+        errors = self.attack([code.format([0xB8, 20, 0, 0, 0, 0xCD, 0x80, 0xC3]),
+                                            # mov eax, getpid; int 0x80; ret
+                              code.format([0xB8, 39, 0, 0, 0x40, 0x0F, 0x05,
+                                           0xC3])])           # mov eax, x32 getpid; syscall; ret
+        self.assertEqual(errors, ["forbidden", "forbidden"])
+
+    def test_a_child_taken_over(self):
+        """One that writes into the shared records spoils only its own verdict; one that kills its timer ends by the CPU
+        limit, one that sleeps by the zygote's clock."""
+        find = ("seen = gc.get_objects()\n"
+                "area = [o for o in seen + gc.get_referents(*seen) if type(o) is mmap.mmap][0]\n")
+        errors = self.attack([find + "area[:] = b'\\xff' * len(area)\nos._exit(0)",
+                              find + "area[:4] = b'\\xff' * 4\nos._exit(0)",
+                              find + "area[:9] = b'\\x09\\x00\\x00\\x00\\xc8\\n\\n\\n\\n'\nos._exit(0)",
+                              "signal.setitimer(signal.ITIMER_PROF, 0)\nwhile True: pass",
+                              "lock = _thread.allocate_lock()\nlock.acquire()\nlock.acquire()\nreturn 'harm'"])
+        self.assertLessEqual(set(errors[:3]), {"crash", "nondeterministic"})
+        self.assertNotIn("", errors)
+        self.assertEqual(errors[3:], ["timeout", "timeout"])
+
+
+class LifeTest(unittest.TestCase):
+    """Starting, dying, and being used from elsewhere."""
+
+    def run_script(self, text, **how):
+        return subprocess.run([sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, cwd=HERE,
+                              timeout=60, **how)
+
+    def test_killed_trainer_leaves_nothing(self):
+        """After SIGKILL of the trainer no zygote or child is left, also when a thread that is gone started them."""
+        script = textwrap.dedent("""
+            import threading, time
+            from executor import Executor, Result
+            box = []
+            thread = threading.Thread(target=lambda: box.append(Executor(timeout=60)))
+            thread.start()
+            thread.join()
+            box[0].submit([("def f():\\n    while True: pass", "")])
+            print("up", flush=True)
+            time.sleep(100)""")
+        trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=HERE)
+        self.assertEqual(trainer.stdout.readline(), b"up\n")
+        time.sleep(0.5)
+        below = descendants(trainer.pid)
+        self.assertGreaterEqual(len(below), len(executor.SEEDS) + 1)     # zygotes, and one child at least
+        trainer.kill()
+        trainer.wait()
+        trainer.stdout.close()
+        end = time.monotonic() + 5
+        while any(map(alive, below)) and time.monotonic() < end:
+            time.sleep(0.05)
+        self.assertEqual([pid for pid in below if alive(pid)], [])
+
+    def test_killed_workers_are_replaced(self):
+        """Zygotes and children killed at random while programs run: every answer still comes, and right."""
+        jobs = executor.small_programs(4000, seed=9)
+        with Executor() as ex:
+            expected = ex.run(jobs)
+        with Executor() as ex:
+            future, draw, kills = ex.submit(jobs), random.Random(0), 0
+            while not future.done():
+                zygotes = [z.pid for z in ex.zygotes]
+                victims = sorted(set(zygotes).union(*map(descendants, zygotes)))
+                if victims and kills < 6:
+                    try:
+                        os.kill(draw.choice(victims), signal.SIGKILL)
+                        kills += 1
+                    except ProcessLookupError:
+                        pass     # a child that had just ended by itself
+                time.sleep(0.02)
+            self.assertEqual(future.result(), expected)
+            self.assertGreater(kills, 0)
+            os.kill(ex.zygotes[0].pid, signal.SIGKILL)
+            self.assertTrue(ex.run([("def f(): return 1234", "")])[0].ok)
+            self.assertGreater(ex.replaced, 0)
+
+    def test_descriptors_and_memory_stay_flat(self):
+        """Thousands of programs, errors and executors later, no descriptor is left open and the cache is bounded."""
+        def fds():
+            return len(os.listdir("/proc/self/fd"))
+        with Executor(cache_mb=1) as ex:
+            ex.run(executor.small_programs(500))
+            start = fds()
+            for n in range(10):
+                ex.run(executor.small_programs(1000, seed=n + 10) + [("def f(): return 1 +", ""), (body("return 1 / 0"),
+                                                                                                   "")])
+                ex.literals([str(n)] * 10)
+            self.assertEqual(fds(), start)
+            self.assertLess(len(ex.cache) + len(ex.old_cache), 4000)
+        before = fds()
+        for _ in range(3):
+            with Executor() as ex:
+                ex.run([("def f(): return 1", "")])
+            ex.close()
+            ex.close()
+        self.assertEqual(fds(), before)
+        with self.assertRaises(RuntimeError):
+            ex.run([("def f(): return 1", "")])
+
+    def test_from_threads(self):
+        """Many threads may call one executor at once, and each gets its own answers."""
+        wrong = []
+
+        def work(n):
+            jobs = [(f"def f(x): return x * {n}", str(i)) for i in range(200)]
+            wrong.extend(r for i, r in enumerate(ex.run(jobs)) if r.value != str(i * n))
+        with Executor(workers=1) as ex:
+            threads = [threading.Thread(target=work, args=(n,)) for n in range(5)]
+            [t.start() for t in threads]
+            handle = ex.submit([("def f(): return 'later'", "")])
+            [t.join() for t in threads]
+            self.assertEqual(handle.result()[0], Result(True, "'later'", "'later'", "'later'"))
+        self.assertEqual(wrong, [])
+
+    def test_refuses_without_a_wall(self):
+        """Where the kernel refuses seccomp it says so and names the flag; unsafe=True runs and warns."""
+        script = """
+            import ctypes, struct
+            code = [(0x20, 0, 0, 0), (0x15, 0, 3, {prctl}), (0x20, 0, 0, 16), (0x15, 0, 1, 22),     # prctl(22, ...)
+                    (6, 0, 0, 0x50016), (6, 0, 0, 0x7fff0000)]                                      # fails
+            code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *c) for c in code))
+            program = ctypes.create_string_buffer(struct.pack("HP", 6, ctypes.addressof(code)))
+            libc = ctypes.CDLL(None)
+            assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0,
+                                                                  0) == 0     # no more filters from here on
+            from executor import Executor, Result
+            try:
+                Executor()
+            except RuntimeError as e:
+                print(e)
+            with Executor(unsafe=True) as ex:
+                print(ex.run([("def f(): return 5", ""), ("def f():\\n    while True: pass", ""),
+                              ("def f(): return open('/etc/passwd')", ""), ("def f(): return [0] * 10 ** 10", "")]))
+        """.format(prctl={"x86_64": 157, "aarch64": 167}[os.uname().machine])
+        done = self.run_script(script)
+        self.assertIn("--unsafe_executor", done.stdout, done.stderr)
+        self.assertEqual(done.stdout.count("\n"), 2)
+        for text in ("value='5'", "error='timeout'", "error='forbidden'", "error='memory'"):
+            self.assertIn(text, done.stdout)
+        self.assertIn("NO KERNEL WALL", done.stderr)
+
+    def test_as_a_normal_user(self):
+        """The wall stands for a normal user as for root."""
+        if os.getuid() != 0:
+            self.skipTest("we are a normal user: all other tests have just shown it")
+        def runs(python):
+            try:
+                return subprocess.run([python, "-c", "0"], user=65534, group=65534, extra_groups=[], cwd="/",
+                                      capture_output=True).returncode == 0
+            except OSError:
+                return False
+        python = next(filter(runs, filter(None, (sys.executable, shutil.which("python3", path="/usr/bin")))), None)
+        if not python:
+            self.skipTest("no python here that a normal user may run")
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            shutil.copy(executor.__file__, folder)
+            script = "from executor import *\nwith Executor() as ex: print(ex.run([('def f(): return 5', '')]))"
+            done = subprocess.run([python, "-c", script], cwd=folder, user=65534, group=65534, extra_groups=[],
+                                  capture_output=True, text=True, timeout=30)
+        self.assertIn("value='5'", done.stdout, done.stderr)
+
+    def test_shows_itself(self):
+        """`python executor.py` gives its verdicts, in 80 columns."""
+        done = subprocess.run([sys.executable, "executor.py"], capture_output=True, text=True, cwd=HERE, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for word in ("timeout", "forbidden", "nondeterministic", "memory", "syntax"):
+            self.assertIn(word, done.stdout)
+        self.assertLessEqual(max(map(len, done.stdout.splitlines())), 80)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring: figures, task files, checkpoints, comparisons, the report
+
+
+CONFIG = {"seed": 1, "n_inputs": 6, "large": False, "max_new": 24, "suite_n": 3, "samples": 4, "block_size": 320}
+
+
+def tiny_gpt(seed=0, **more):
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(n_layer=1, n_embd=32, n_head=2, n_kv_head=1, **more))
+
+
+def save_run(folder, config=None, **changes):
+    """A run's folder as train.py leaves it, with a tiny untrained model."""
+    model = tiny_gpt()
+    data = {"version": 1, "config": CONFIG, "gpt": asdict(model.config), "model": model.state_dict(),
+            "base": tiny_gpt(1).state_dict(), "step": 3, **changes}
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump(CONFIG if config is None else config, f)
+    torch.save(data, os.path.join(folder, "ckpt.pt"))
+    return model
+
+
+def call_eval(*argv):
+    """(exit code, stdout, stderr) of eval.main in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            evaluation.main([str(a) for a in argv])
+            code = 0
+        except SystemExit as e:
+            code = e.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def made_up_measure(skill, n=20):
+    """measure()'s result with invented counts: the same for equal skill."""
+    rng, table, counts = np.random.default_rng(int(1000 * skill)), {}, {}
+    for k in KINDS:
+        for d in map(str, range(1, 7)):
+            right = rng.binomial(16, skill, n)
+            greedy = (rng.random(n) < skill).astype(int)
+            table.setdefault(k, {})[d] = {"greedy": float(greedy.mean()), "pass@1": float(right.mean() / 16), "n": n,
+                                          "greedy_ci": evaluation.interval([greedy]),
+                                          "pass@1_ci": evaluation.interval([right / 16]),
+                                          "pass@16": float(evaluation.pass_at_k(right, 16, 16).mean())}
+            counts.setdefault(k, {})[d] = {"greedy": greedy.tolist(), "right": right.tolist(), "samples": 16}
+    return {"table": table, "counts": counts, "people": {k: {"greedy": 0.1, "pass@1": 0.1, "n": 40} for k in KINDS}}
+
+
+def made_up_run(folder, seed, skill, **config):
+    os.makedirs(folder)
+    for name, data in (("config.json", {**CONFIG, "seed": seed, **config}),
+                       ("eval.json", evaluation.join(made_up_measure(0.4), made_up_measure(skill)))):
+        with open(os.path.join(folder, name), "w") as f:
+            json.dump(data, f)
+    with open(os.path.join(folder, "metrics.jsonl"), "w") as f:
+        for step in range(3):
+            f.write(json.dumps({"phase": "selfplay", "step": step, "rollouts": 1000 * seed, "minutes": 2.0}) + "\n")
+
+
+class TestFigures(unittest.TestCase):
+    def test_pass_at_k_equals_counting_subsets(self):
+        """pass@k is the share of k-subsets of the n samples that hold a right one."""
+        for n, k in ((1, 1), (4, 1), (5, 3), (6, 6), (7, 4)):
+            for right in range(n + 1):
+                subsets = list(itertools.combinations([i < right for i in range(n)], k))
+                self.assertAlmostEqual(evaluation.pass_at_k([right], n, k)[0], np.mean([any(s) for s in subsets]))
+
+    def test_interval_covers_the_mean_and_shrinks(self):
+        """The interval holds the mean, is repeatable, narrows with n, and is about two standard errors each way."""
+        x = np.random.default_rng(0).random(400) < 0.3
+        low, high = evaluation.interval([x])
+        self.assertEqual([low, high], evaluation.interval([x]))
+        self.assertLess(low, x.mean())
+        self.assertGreater(high, x.mean())
+        self.assertAlmostEqual(high - low, 2 * 1.96 * x.std() / 20, delta=0.005)
+        wide = evaluation.interval([x[:50]])
+        self.assertGreater(wide[1] - wide[0], 2 * (high - low))
+        self.assertEqual(evaluation.interval([np.ones(9)]), [1, 1])
+
+    def test_interval_covers_95_in_100(self):
+        """Of 200 samples of 100 coin tosses about 95 % have an interval that holds the truth."""
+        rng = np.random.default_rng(1)
+        ends = [evaluation.interval([rng.random(100) < 0.6], draws=500) for _ in range(200)]
+        self.assertAlmostEqual(np.mean([low <= 0.6 <= high for low, high in ends]), 0.95, delta=0.03)
+
+    def test_pairing_cancels_what_the_tasks_differ_in(self):
+        """A gain of one more right sample on every task has an interval of width 0, however the tasks differ."""
+        base = made_up_measure(0.4)
+        final = copy.deepcopy(base)
+        for k in KINDS:
+            for d in base["table"][k]:
+                c = final["counts"][k][d]
+                c["right"] = [r + 1 for r in c["right"]]
+                final["table"][k][d]["pass@1"] += 1 / 16
+        both = {"base": base["counts"], "final": final["counts"]}
+        rise, ci = evaluation.gain(base["table"], final["table"], "pass@1", both)
+        self.assertAlmostEqual(rise, 1 / 16)
+        self.assertEqual(ci, [0.0625, 0.0625])
+        self.assertIsNone(evaluation.gain(base["table"], final["table"], "pass@1")[1])
+
+    def test_table_fits_80_columns(self):
+        """The table fits a terminal, with every figure at its widest, and with a base, people or counts missing."""
+        a, b = made_up_measure(0.0), made_up_measure(1.0)
+        joined = evaluation.join(a, b)
+        for lines in (evaluation.table_lines(joined["base"], joined["final"], joined["counts"], joined["people"]),
+                      evaluation.table_lines(None, b["table"]), evaluation.table_lines({}, {}, {}, {})):
+            self.assertLessEqual(max(map(len, lines)), 80)
+            self.assertGreater(len(lines), 20)
+
+
+class TestSuite(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.ex = Executor(workers=1)
+        cls.addClassCleanup(cls.ex.close)
+
+    def test_suite_is_fixed_and_verifies(self):
+        """Two builds are equal, and the executor confirms every gold output of the suite."""
+        suite, again = (evaluation.build_suite(self.ex, 4, 6) for _ in range(2))
+        self.assertEqual(suite, again)
+        self.assertEqual({key: len(tasks) for key, tasks in suite.items()},
+                         {(k, d): 4 for k in KINDS for d in range(1, 7)})
+        tasks = [t for tasks in suite.values() for t in tasks]
+        results = self.ex.run([(t.program, i) for t in tasks for i in t.inputs])
+        self.assertEqual([r.key for r in results], [key for t in tasks for key in t.keys])
+
+    def test_deep_programs_hardly_repeat(self):
+        """At depth 3 and more no program of a cell stands twice, so that n tasks are n tasks."""
+        suite = evaluation.build_suite(self.ex, 12, 6)
+        for (_, depth), tasks in suite.items():
+            if depth >= 3:
+                self.assertEqual(len({t.program for t in tasks}), len(tasks))
+
+    def test_people_are_fit_tasks(self):
+        """PEOPLE holds 36 or more different functions; each gives an induction task with hidden pairs worth hiding."""
+        tasks = evaluation.people_suite(self.ex, 6)
+        self.assertGreaterEqual(len({t.program for t in tasks}), 36)
+        self.assertEqual(len(tasks), 3 * len({t.program for t in tasks}))
+        for t in tasks:
+            self.assertNotIn("  # ", t.program)
+            if t.kind == "induction":
+                self.assertEqual(len(set(t.inputs)), 6, t.program)
+                self.assertGreater(len(set(t.keys[3:])), 1, t.program)
+
+    def test_right_answers_are_counted_right(self):
+        """A stand-in sampler that always answers a deduction task's output scores 1, and one that does not, 0."""
+        suite = {("deduction", 1): evaluation.build_suite(self.ex, 4, 6)["deduction", 1]}
+        prompts = {tuple(evaluation.solve_prompt(t)): t for t in suite["deduction", 1]}
+        real, model, counts = evaluation.generate, tiny_gpt(), {}
+
+        def oracle(model, wanted, max_new, temperature, tries, seed):
+            answer = [encode(prompts[tuple(p)].outputs[0]) if temperature else [1] for p in wanted]
+            return [[ANSWER, *a, END] for a in answer for _ in range(tries)], None
+        evaluation.generate = oracle
+        try:
+            cell = evaluation.evaluate(model, self.ex, suite, 24, 4, counts=counts)["deduction"]["1"]
+        finally:
+            evaluation.generate = real
+        self.assertEqual((cell["greedy"], cell["pass@1"], cell["pass@4"], cell["n"]), (0, 1, 1, 4))
+        self.assertEqual(counts["deduction"]["1"], {"greedy": [0] * 4, "right": [4] * 4, "samples": 4})
+
+    def test_prompts_without_room_count_as_wrong(self):
+        """A task whose prompt leaves no room for a reply is not dropped: it is wrong, and counted."""
+        tasks = evaluation.build_suite(self.ex, 3, 6)["deduction", 6]
+        cell = evaluation.evaluate(tiny_gpt(block_size=32), self.ex, {("deduction", 6): tasks}, 24, 4)["deduction"]["6"]
+        self.assertEqual((cell["greedy"], cell["pass@4"], cell["n"], cell["too_long"]), (0, 0, 3, 3))
+
+
+class TestTaskFile(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.ex = Executor(workers=1)
+        cls.addClassCleanup(cls.ex.close)
+
+    def read(self, data):
+        with tempfile.TemporaryDirectory() as d:
+            path = os.path.join(d, "tasks.jsonl")
+            with open(path, "wb") as f:
+                f.write(data)
+            err = io.StringIO()
+            with contextlib.redirect_stderr(err):
+                tasks, bad = evaluation.read_tasks(self.ex, path)
+            return tasks, bad, err.getvalue()
+
+    def test_hostile_lines_are_named_and_the_rest_runs(self):
+        """Every kind of bad line is named by its number, and the good ones around it still become tasks."""
+        def line(code, arg, output, **more):
+            return json.dumps({"code": code, "input": arg, "output": output, "id": "x", **more}).encode()
+        good = line("def f(a, b):\n    return [a, b]", "1, 'x'", "[1, 'x']")
+        lines = [good, b"", b"not json", b"[1, 2]", line(1, "1", "1"), b'{"code": "def f(x): return x"}',
+                 b"\xff\xfe\x00", line("def f(x): return x", "1", "2"), line("def f(x) return x", "1", "1"),
+                 line("def f(x): return x", "1", "no literal"), line("while True: pass\ndef f(x): return x", "1", "1"),
+                 line("def f(x): return x", "'\ud800'", "1"), b'{"code": "' + b"a" * (1 << 21), b"[" * 100_000,
+                 b'{"code": ' + b"9" * 10_000 + b"}", line("def f(x): return x", "1", "1 " + "x" * 100_000),
+                 line("def f(x):\n    return '<|end|>' + x", "'<|answer|>'", "'<|end|><|answer|>'"), good]
+        tasks, bad, err = self.read(b"\n".join(lines))
+        self.assertEqual(len(tasks), 6)
+        self.assertEqual(bad, 15)
+        named = sorted(int(text.split(" line ")[1].split(":")[0]) for text in err.strip().split("\n"))
+        self.assertEqual(named, list(range(2, 17)))
+        self.assertLess(max(map(len, err.split("\n"))), 250)
+        self.assertEqual(tasks[0].outputs, ["[1, 'x']"])
+
+    def test_a_good_file_has_no_bad_lines(self):
+        """A final line end, Windows line ends and a byte order mark are not errors; the id may be missing."""
+        row = b'{"code": "def f(x):\\n    return x", "input": "1", "output": "1.0"}'
+        tasks, bad, err = self.read(b"\xef\xbb\xbf" + row + b"\r\n" + row + b"\r\n")
+        self.assertEqual((len(tasks), bad, err), (4, 0, ""))
+
+    def test_random_bytes(self):
+        """2,000 lines of mutated JSON and noise raise nothing and are all named or run."""
+        rng = random.Random(0)
+        row = b'{"code": "def f(x):\\n    return x", "input": "1", "output": "1", "id": "a"}'
+        lines = []
+        for _ in range(2000):
+            text = bytearray(row)
+            for _ in range(rng.randint(1, 4)):
+                text[rng.randrange(len(text))] = rng.choice(b'"{}[]\\:,0x \t\x00\xff\xc3')
+            lines.append(bytes(text))
+        tasks, bad, err = self.read(b"\n".join(lines))
+        self.assertEqual(len(tasks) // 2 + bad, 2000)
+        self.assertEqual(len(err.strip().split("\n")), bad)
+
+    def test_from_the_command_line(self):
+        """One good line is enough for exit code 0 and both kinds; an empty, missing or hopeless file exits 2."""
+        with tempfile.TemporaryDirectory() as d:
+            save_run(d)
+            file = os.path.join(d, "t.jsonl")
+            with open(file, "w") as f:
+                f.write('x\n{"code": "def f(x):\\n    return x", "input": "1", "output": "1", "id": 1}\n')
+            code, out, err = call_eval(d, "--tasks", file)
+            self.assertEqual(code, 0)
+            self.assertIn("1 tasks, 1 lines skipped", out)
+            self.assertTrue("deduction" in out and "abduction" in out and "line 1" in err)
+            for text in ("", "\n", "nothing\n"):
+                with open(file, "w") as f:
+                    f.write(text)
+                code, out, err = call_eval(d, "--tasks", file)
+                self.assertEqual((code, out), (2, ""))
+                self.assertTrue(err.split("\n")[-2].startswith("eval.py: "))
+            self.assertEqual(call_eval(d, "--tasks", file + ".none")[0], 2)
+
+
+class TestLoading(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.folder, self.file = scratch.name, os.path.join(scratch.name, "ckpt.pt")
+
+    def refused(self):
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err), self.assertRaises(SystemExit) as caught:
+            evaluation.load_run(self.folder)
+        self.assertEqual(caught.exception.code, 2)
+        self.assertEqual(err.getvalue().count("\n"), 1)
+        self.assertTrue(err.getvalue().startswith("eval.py: "))
+        return err.getvalue()
+
+    def test_a_whole_one_loads(self):
+        """What was saved is what is loaded, with and without a start model."""
+        model = save_run(self.folder)
+        config, loaded, base = evaluation.load_run(self.folder)
+        self.assertEqual(config, CONFIG)
+        self.assertTrue(all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters())))
+        self.assertFalse(torch.equal(base.head.weight, loaded.head.weight))
+        save_run(self.folder, base=None)
+        self.assertIsNone(evaluation.load_run(self.folder)[2])
+
+    def test_truncated_and_flipped(self):
+        """A cut file is refused; a flipped byte is refused or touched no weight (torch alone would load it)."""
+        model = save_run(self.folder)
+        with open(self.file, "rb") as f:
+            whole = f.read()
+        for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+            with open(self.file, "wb") as f:
+                f.write(whole[:size])
+            self.refused()
+        rng, refused = random.Random(0), 0
+        for _ in range(60):
+            data = bytearray(whole)
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            with open(self.file, "wb") as f:
+                f.write(data)
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    loaded = evaluation.load_run(self.folder)[1]
+                self.assertTrue(all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters())))
+            except SystemExit as e:
+                self.assertEqual(e.code, 2)
+                refused += 1
+        self.assertGreater(refused, 45)
+
+    def test_foreign_files(self):
+        """Code in a pickle does not run, and other versions, shapes, types and numbers are refused in one line."""
+        mark = os.path.join(self.folder, "bomb")
+
+        class Bomb:
+            def __reduce__(self):
+                return os.mkdir, (mark,)
+        save_run(self.folder)
+        for data in (pickle.dumps(Bomb()), b"hello", b"PK\x03\x04" + b"\0" * 100):
+            with open(self.file, "wb") as f:
+                f.write(data)
+            self.refused()
+        state = tiny_gpt().state_dict()
+        gpt = asdict(tiny_gpt().config)
+        name = "blocks.0.qkv.weight"
+        for change in ({"version": 2}, {"model": None}, {"model": {}}, {"gpt": None}, {"gpt": {}}, {"gpt": [1]},
+                       {"gpt": {**gpt, "n_layer": 10 ** 9}}, {"gpt": {**gpt, "n_layer": 60_000}},
+                       {"gpt": {**gpt, "n_embd": 65536}}, {"gpt": {**gpt, "n_head": 0}},
+                       {"gpt": {**gpt, "n_kv_head": 3}}, {"gpt": {**gpt, "norm_eps": float("inf")}},
+                       {"gpt": {**gpt, "rope_theta": float("nan")}}, {"gpt": {**gpt, "vocab_size": 7}},
+                       {"gpt": {**gpt, "qk_norm": 1}}, {"model": {**state, name: state[name][:5]}},
+                       {"model": {**state, name: state[name] * float("nan")}},
+                       {"model": {**state, name: state[name].int()}},
+                       {"model": {**state, name: "x"}}, {"model": {**state, "more": state[name]}}, {"base": {}},
+                       {"model": {**state, name: torch.zeros(1).expand(state[name].shape)}}):
+            save_run(self.folder, **change)
+            self.refused()
+        torch.save([1, 2], self.file)
+        self.refused()
+        torch.save({"version": 1, "model": Bomb()}, self.file)
+        self.refused()
+        self.assertFalse(os.path.exists(mark))
+
+    def test_foreign_configs(self):
+        """config.json: missing, torn, no object, a field missing, of another type or out of range."""
+        save_run(self.folder)
+        for text in ("", "{", "[]", "null", "[" * 100_000, json.dumps({**CONFIG, "seed": "1"}),
+                     json.dumps({**CONFIG, "large": 1}), json.dumps({**CONFIG, "samples": 10 ** 30}),
+                     json.dumps({**CONFIG, "n_inputs": 1}),
+                     json.dumps({k: v for k, v in CONFIG.items() if k != "max_new"})):
+            with open(os.path.join(self.folder, "config.json"), "w") as f:
+                f.write(text)
+            self.refused()
+        os.remove(os.path.join(self.folder, "config.json"))
+        self.refused()
+        save_run(self.folder)
+        os.remove(self.file)
+        self.assertIn("ckpt.pt", self.refused())
+
+
+class TestCompare(unittest.TestCase):
+    def test_groups_by_setting_and_pairs_by_seed(self):
+        """Runs that differ in the seed alone share a row; its mean, spread and gain are those computed by hand."""
+        with tempfile.TemporaryDirectory() as d:
+            runs = [os.path.join(d, name) for name in ("a1", "a2", "b1", "c1")]
+            made_up_run(runs[0], 1, 0.5, name="full", command="python train.py | tee log")
+            made_up_run(runs[1], 2, 0.6, name="full")
+            made_up_run(runs[2], 1, 0.7, name="full", lr=0.1)
+            made_up_run(runs[3], 1, 0.4, name="<img onerror=x>|\n", lr=0.2)
+            code, out, err = call_eval("--compare", *runs, os.path.join(d, "none"), "--out", os.path.join(d, "out"))
+            self.assertEqual(code, 0)
+            self.assertIn("none: no finished run", err)
+            table = [[c.strip() for c in line.replace("\\|", "/").split("|")[1:-1]] for line in out.split("\n")
+                     if line.startswith("|")][2:]
+            self.assertEqual([row[:2] for row in table], [["full (lr=None)", "2"], ["full (lr=0.1)", "1"],
+                                                          ["<img onerror=x>/", "1"]])
+            finals = [evaluation.mean_over(made_up_measure(s)["table"], "greedy") for s in (0.5, 0.6)]
+            base = evaluation.mean_over(made_up_measure(0.4)["table"], "greedy")
+            mean, std = 100 * np.mean(finals), 100 * np.std(finals, ddof=1)
+            self.assertEqual(table[0][2], f"{mean:.1f} \u00b1 {std:.1f}")
+            half = 12.71 * std / 2 ** 0.5                                  # Student's t with one degree of freedom
+            self.assertEqual(table[0][3], f"{mean - 100 * base:+.1f} [{mean - 100 * base - half:+.1f}, "
+                                          f"{mean - 100 * base + half:+.1f}]")
+            self.assertEqual(table[0][6:8], ["1,500", "2.0"])
+            self.assertEqual(table[0][8], "`python train.py / tee log`")
+            self.assertRegex(table[2][3], r"^\+0.0 \[\+0.0, \+0.0\]$")
+            with open(os.path.join(d, "out", "compare.csv")) as f:
+                self.assertEqual(len(f.read().strip().split("\n")), 5)     # a header, and a name that holds a line end
+            with open(os.path.join(d, "out", "compare.svg")) as f:
+                svg = f.read()
+            xml.etree.ElementTree.fromstring(svg)
+            self.assertNotIn("<img", svg)
+
+    def test_nothing_to_compare(self):
+        """Folders without a finished run end in one line and exit code 2, and nothing is written."""
+        with tempfile.TemporaryDirectory() as d:
+            code, out, err = call_eval("--compare", d, "--out", os.path.join(d, "out"))
+            self.assertEqual(code, 2)
+            self.assertFalse(os.path.exists(os.path.join(d, "out")))
+
+
+class Tags(HTMLParser):
+    """Collects what a browser would make of a page."""
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attrs, self.words = set(), set(), ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attrs.update(a for a, _ in attrs)
+
+    def handle_data(self, data):
+        self.words += data
+
+
+class TestReport(unittest.TestCase):
+    EVIL = "</script></pre><img src=x onerror=alert(1)><script>alert(2)</script>\"'&\x00\u202e\ud800"
+
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.folder = os.path.join(scratch.name, "run")
+
+    def write(self, name, text):
+        os.makedirs(self.folder, exist_ok=True)
+        with open(os.path.join(self.folder, name), "w") as f:
+            f.write(text)
+
+    def page(self):
+        with open(evaluation.report(self.folder), encoding="utf-8") as f:
+            return f.read()
+
+    def test_model_text_stays_text(self):
+        """Markup in every text a model or a stranger may have written is shown, never obeyed; nothing is fetched."""
+        e = self.EVIL
+        made_up_run(self.folder, 1, 0.6, command=e, **{"key" + e: e})
+        task = {"kind": e, "program": e, "inputs": [e], "outputs": [e], "message": e, "rate": 0.5,
+                "tries": [{"reply": e, "answer": e, "verdict": e}]}
+        self.write("metrics.jsonl", json.dumps({"phase": "selfplay", "step": 1, "tasks": [task]}) + "\n")
+        page = self.page()
+        tags = Tags(page)
+        self.assertFalse(tags.tags & {"script", "img", "iframe", "link", "object", "embed", "base", "form"}, tags.tags)
+        self.assertFalse({a for a in tags.attrs if a.startswith("on") or a in ("href", "src")})
+        self.assertGreaterEqual(tags.words.count("<img src=x onerror=alert(1)>"), 8)
+        self.assertNotIn("url(", page)
+        self.assertNotIn("http", page.replace("http-equiv", ""))
+
+    def test_torn_and_missing_files(self):
+        """A torn last line, no eval.json, no steps at all: a page all the same; nothing of a run: exit code 2."""
+        made_up_run(self.folder, 1, 0.6)
+        with open(os.path.join(self.folder, "metrics.jsonl"), "a") as f:
+            f.write('{"phase": "selfplay", "step": 9, "rollouts": 77')
+        page = self.page()
+        self.assertIn('<div class="big">1,000</div>rollouts', page)
+        self.assertNotIn("not recorded", page.split("Before and after")[1].split("Rewards of")[0])
+        os.remove(os.path.join(self.folder, "eval.json"))
+        self.assertIn("not recorded", self.page())
+        os.remove(os.path.join(self.folder, "metrics.jsonl"))
+        self.assertIn("Settings", self.page())
+        os.remove(os.path.join(self.folder, "config.json"))
+        self.assertEqual(call_eval("--report", self.folder)[0], 2)
+
+    def test_all_sections_show_what_was_logged(self):
+        """With every key of metrics.jsonl at hand, no chart says 'not recorded', and each kind is drawn."""
+        made_up_run(self.folder, 1, 0.6)
+        kinds = {k: 0.5 for k in KINDS}
+        cells = {f"{role}/{k}": 0.5 for role in ("propose", "solve") for k in KINDS}
+        lines = [{"phase": "warmup", "step": 5, "loss": 1.5, "seconds": 1, "tokens_per_s": 9}]
+        lines += [{"phase": "selfplay", "step": s, "minutes": s, "solve": kinds, "reward": cells, "length": cells,
+                   "valid": kinds, "novel": kinds, "learnable": kinds, "rates": {k: [1, 2, 3] for k in KINDS},
+                   "lines": kinds, "diversity": {"programs": 1, "answers": 3.0}, "entropy": 0.4, "kl": 1e-4,
+                   "grad_norm": 1, "with_gradient": 8, "rollouts": 9, "memory_mb": 100, "tokens_per_s": 5e4,
+                   "seconds": {k: 1 for k in ("propose", "solve", "execute", "learn")}, "eval": {k: {
+                       "greedy": 0.4, "pass@1": 0.3} for k in KINDS}} for s in range(300)]
+        self.write("metrics.jsonl", "\n".join(map(json.dumps, lines)))
+        page = self.page()
+        self.assertNotIn("not recorded", page)
+        self.assertEqual(page.count("<svg"), 27)
+        self.assertLess(len(page), 600_000)
+
+    def test_mutated_logs(self):
+        """300 runs whose values are replaced by any JSON at all give a page (or exit code 2), never a traceback."""
+        junk = [None, True, -1, 1e300, 10 ** 400, float("nan"), float("inf"), 1e-320, "x", "\ud800", [], {}, [[]],
+                {"a": [1]}, [None, 1], 1e14, 5]
+        made_up_run(self.folder, 1, 0.6, name="x")
+        task = {"kind": "deduction", "program": "p", "inputs": ["1"], "outputs": ["2"], "rate": 0.5, "tries": [
+            {"reply": "r", "answer": "a", "verdict": "right"}]}
+        step = {"phase": "selfplay", "step": 1, "solve": {k: 0.5 for k in KINDS}, "rates": {k: [1, 2] for k in KINDS},
+                "reward": {"solve/deduction": 1.0}, "tasks": [task], "seconds": {"learn": 1.0}, "tokens_per_s": 5,
+                "rollouts": 3, "minutes": 1, "eval": {"deduction": {"greedy": 0.5}}}
+        small = evaluation.join(made_up_measure(0.4, 3), made_up_measure(0.6, 3))
+        for i in range(300):
+            rng = random.Random(i)
+            parts = [copy.deepcopy(CONFIG), copy.deepcopy(small), [copy.deepcopy(step) for _ in range(3)]]
+            for part in parts:
+                spots = []
+                stack = [part]
+                while stack:
+                    x = stack.pop()
+                    for key, v in (x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else ()):
+                        spots.append((x, key))
+                        stack.append(v)
+                for x, key in rng.sample(spots, rng.randint(0, 6)):
+                    x[key] = rng.choice(junk)
+            for name, part in zip(("config.json", "eval.json"), parts):
+                self.write(name, json.dumps(part) if rng.random() > 0.05 else "{")
+            self.write("metrics.jsonl", "\n".join(map(json.dumps, parts[2])))
+            for argv in ([("--report", self.folder)] if i % 4 else [("--compare", self.folder, "--out", self.folder)]):
+                self.assertIn(call_eval(*argv)[0], (0, 2))
+
+
+class TestCommandLine(unittest.TestCase):
+    def test_bad_arguments(self):
+        """Unknown flags, two things at once, nothing, a missing folder, no CUDA: one line, exit code 2."""
+        with tempfile.TemporaryDirectory() as d:
+            cases = [["--nope"], [], [d], [d, "--report", d], ["--tasks", "x"], [d, "--tasks"], ["--report", d],
+                     ["--rep", d], [d, "--device", "tpu"]]
+            if not torch.cuda.is_available():
+                save_run(d)
+                cases = [c for c in cases if c != [d]] + [[d, "--device", "cuda"]]
+                cases.remove(["--report", d])
+            for argv in cases:
+                code, out, err = call_eval(*argv)
+                self.assertEqual((code, out, err.count("\n")), (2, "", 1), argv)
+
+    def test_a_run_is_measured_and_not_overwritten(self):
+        """RUN prints the table and writes eval.json if absent, else only with --write; the same figures each time."""
+        with tempfile.TemporaryDirectory() as d:
+            save_run(d)
+            path = os.path.join(d, "eval.json")
+            code, out, _ = call_eval(d)
+            self.assertEqual(code, 0)
+            self.assertIn("all        1-5", out)
+            with open(path) as f:
+                first = json.load(f)
+            for k in KINDS:
+                self.assertEqual(set(first["base"][k]), set("123456"))
+                self.assertTrue({"greedy", "pass@1", "n", "greedy_ci", "pass@1_ci"} <= set(first["final"][k]["3"]))
+                self.assertIn("base", first["people"][k])
+            with open(path, "w") as f:
+                f.write("{}")
+            self.assertEqual(call_eval(d)[0], 0)
+            self.assertEqual(os.path.getsize(path), 2)
+            self.assertEqual(call_eval(d, "--write")[0], 0)
+            with open(path) as f:
+                self.assertEqual(json.load(f), first)
+            self.assertEqual(sorted(os.listdir(d)), ["ckpt.pt", "config.json", "eval.json"])
+
+    def test_exit_code_of_the_process(self):
+        """The exit code and the one line hold for the real process too."""
+        done = subprocess.run([sys.executable, evaluation.__file__, "/nonexistent"], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (2, "", 1))
+
+
+if __name__ == "__main__":
+    unittest.main()
