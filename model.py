@@ -104,7 +104,7 @@ class GPTConfig:
     n_layer: int = 2
     n_head: int = 4
     n_embd: int = 128          # d: width of the residual stream
-    n_kv_head: int = 1         # keys and values shared by n_head / n_kv_head query heads; a smaller cache decodes faster
+    n_kv_head: int = 1         # n_head / n_kv_head query heads share keys and values: a smaller cache decodes faster
     head_dim: int = 0          # 0: n_embd // n_head
     n_inner: int = 0           # width of the gated MLP; 0: 8/3 of n_embd, rounded up to a multiple of 32
     rope_theta: float = 10000.0
@@ -295,16 +295,17 @@ def generate_naive(model, prompts, max_new_tokens, temperature=1.0, tries=1, see
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, stop=END, rows=0, threads=0,
              dtype="float32"):
-    """Sample `tries` replies to each prompt. prompts: lists of ids of any lengths. Returns (tokens, logps), two lists of
-    len(prompts) * tries lists, the tries of one prompt side by side; a reply ends with `stop` or after max_new_tokens.
+    """Sample `tries` replies to each prompt. prompts: lists of ids of any lengths. Returns (tokens, logps), two lists
+    of len(prompts) * tries lists, the tries of one prompt side by side; a reply ends with `stop` or after
+    max_new_tokens.
 
-    How it is fast: each prompt is read once (prefill) and its cache copied to all its tries; then one decode step a token
-    over a static KV cache, where every row stands at a position of its own. On a CPU a finished row's place goes
-    to the next waiting row, so the batch stays full to the end, and prompts are dealt to `threads` threads (torch releases the
-    interpreter lock inside an operation). On CUDA a decode step is one captured graph, and the host looks only now
-    and then. Neither changes what is sampled: that is a function of the prompt, the row's uniforms and the weights.
-    dtype="bfloat16" runs the matrix products in it, as the training forward does: 3 times faster where the CPU has them
-    in hardware, and log-probs that agree with training's to about 0.05."""
+    How it is fast: each prompt is read once (prefill) and its cache copied to all its tries; then one decode step a
+    token over a static KV cache, where every row stands at a position of its own. On a CPU a finished row's place
+    goes to the next waiting row, so the batch stays full to the end, and prompts are dealt to `threads` threads
+    (torch releases the interpreter lock inside an operation). On CUDA a decode step is one captured graph, and the
+    host looks only now and then. Neither changes what is sampled: that is a function of the prompt, the row's
+    uniforms and the weights. dtype="bfloat16" runs the matrix products in it, as the training forward does: 3 times
+    faster where the CPU has them in hardware, and log-probs that agree with training's to about 0.05."""
     _check(model, prompts, max_new_tokens)
     if not prompts:
         return [], []
@@ -317,7 +318,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
         size = max(1, rows // tries)
         chunks = [order[i:i + size] for i in range(0, len(order), size)]
     else:
-        chunks = [c for c in (order[k::threads] for k in range(threads)) if c]  # every thread gets its share of long ones
+        chunks = [c for c in (order[k::threads] for k in range(threads)) if c]  # each gets its share of long ones
 
     def work(chunk):
         # both are thread-local, so each thread enters them
@@ -364,8 +365,8 @@ def _prefill(model, prompts, rows=64):
 
 
 def _step(model, token, position, caches, S):
-    """One decode step: token (B,) at position (B,), a row's own, is written to that column of the caches and attends to the
-    columns up to it. S: columns in use by any row, at least max(position) + 1. Returns logits (B, V)."""
+    """One decode step: token (B,) at position (B,), a row's own, is written to that column of the caches and attends
+    to the columns up to it. S: columns in use by any row, at least max(position) + 1. Returns logits (B, V)."""
     row = torch.arange(len(token), device=token.device)
     hidden = torch.arange(S, device=token.device) > position[:, None]
     bias = torch.zeros(len(token), S, device=token.device).masked_fill_(hidden, -math.inf)[:, None, None, None]
@@ -397,7 +398,7 @@ def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop, rows):
             if len(new):
                 place, task = place[:len(new)], new // tries
                 for (k, v), (k0, v0) in zip(caches, prefix):
-                    k[place, :, :P], v[place, :, :P] = k0[task], v0[task]
+                    k[place, :, :P], v[place, :, :P] = k0[task].float(), v0[task].float()
                 pick0, logp0 = pick(first[task], u[new, 0], temperature)
                 ids[new, 0], lps[new, 0], token[place] = pick0, logp0, pick0
                 row[place], t[place], free[place] = new, 0, (pick0 == stop) | (max_new == 1)
@@ -422,9 +423,9 @@ _graphs = {}  # (id(model), rows, S, max_new, temperature) -> (model, static ten
 
 
 def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture=True):
-    """Decode with shapes that never change, so that one CUDA graph serves every step of every chunk of this shape: a tiny
-    model is launch-bound, and a replay costs one launch. capture=False runs the same step eagerly (and on a CPU: the
-    test compares it with generate_naive)."""
+    """Decode with shapes that never change, so that one CUDA graph serves every step of every chunk of this shape: a
+    tiny model is launch-bound, and a replay costs one launch. capture=False runs the same step eagerly (and on a CPU:
+    the test compares it with generate_naive)."""
     device = next(model.parameters()).device
     prefix, lens, logits = _prefill(model, prompts)
     lens, logits = lens.repeat_interleave(tries), logits.repeat_interleave(tries, 0)
@@ -469,7 +470,7 @@ def _capture(step, z):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):                                    # warm up allocators and autotuners outside the capture
+            for _ in range(2):                                    # warm up allocators, autotuners before the capture
                 step()
         torch.cuda.current_stream().wait_stream(side)
         z["t"].zero_()

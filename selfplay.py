@@ -8,21 +8,24 @@ One model proposes tasks and solves them; the executor is the only teacher. Thre
     abduction  program, output                     an input that gives it     program + input
     induction  half of the pairs + a message       the program                N inputs + message, for a given program
 
-A task enters its buffer when it parses, runs, is deterministic and is new. It is then tried n times; the mean of the tries is its
-solve rate, and the proposer earns 1 - rate unless the rate is 0 or 1 (Eq. 4): too easy and too hard both teach nothing.
+A task enters its buffer when it parses, runs, is deterministic and is new. It is then tried n times; the mean of the
+tries is its solve rate, and the proposer earns 1 - rate unless the rate is 0 or 1 (Eq. 4): too easy and too hard both
+teach nothing.
 
 Where we differ from the paper and from the authors' code:
 1) Tasks are solved in the step that proposed them (Algorithm 1); the authors' loaders are built before proposing, so
    their solver trains on the tasks of the step before.
 2) A buffer keeps its newest entries (`Buffer.add`); the authors' truncation keeps the oldest and then freezes.
-3) Novelty gate: a program that is already in the buffer is not valid. Without it the proposer repeats itself within 60 steps.
+3) Novelty gate: a program that is already in the buffer is not valid. Without it the proposer repeats itself within
+   60 steps.
 4) Length gate (`MAX_LINES`, `MAX_VALUE`): without it the proposer makes tasks hard by making them long, and in a small
    network that habit leaks into induction, the solver's role that also writes programs, until it falls to zero.
 5) The n tries that estimate the solve rate are also the solver's training rollouts; the authors throw them away (80 %
    of what they generate) and sample again.
 6) Answers are compared by canonical keys made in a worker process; nothing a model wrote is ever evaluated in
    the trainer, and no expected output is ever sent to a worker, so an object with a friendly __eq__ wins nothing.
-7) The inputs of an induction task must differ (a hidden pair must not be one of the shown), and a message is words, not code.
+7) The inputs of an induction task must differ (a hidden pair must not be one of the shown), and a message is words,
+   not code.
 8) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading.
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
@@ -194,8 +197,9 @@ def make_tasks(ex, wanted, step=-1, max_prompt=None, gate=True):
 def judge_answers(ex, tasks, answers):
     """Verdicts for one answer each: 'right', 'wrong', or 'unparsable' (no answer, or not the kind of text asked for).
 
-    deduction: the answer is a literal whose key equals the output's. abduction: ANY input that gives the output. induction:
-    a program that gives the hidden half of the outputs, all of them (shown pairs may be memorised, so they do not count)."""
+    deduction: the answer is a literal whose key equals the output's. abduction: ANY input that gives the output.
+    induction: a program that gives the hidden half of the outputs, all of them (shown pairs may be memorised, so they
+    do not count)."""
     literals = [i for i, t in enumerate(tasks) if t.kind != "induction" and answers[i] is not None]
     parsed = dict(zip(literals, ex.literals([answers[i] if tasks[i].kind == "deduction" else f"[{answers[i]}]"
                                              for i in literals])))  # arguments are data too, no expressions
@@ -213,7 +217,8 @@ def judge_answers(ex, tasks, answers):
         if answer is None:
             verdicts.append("unparsable")
             continue
-        rs = [parsed[i]] if i in parsed and (task.kind == "deduction" or not parsed[i].ok) else results[slice(*spans[i])]
+        as_data = i in parsed and (task.kind == "deduction" or not parsed[i].ok)
+        rs = [parsed[i]] if as_data else results[slice(*spans[i])]
         want = task.keys[len(task.inputs) // 2:] if task.kind == "induction" else task.keys
         if all(r.ok and r.key == k for r, k in zip(rs, want)):
             verdicts.append("right")
@@ -281,8 +286,8 @@ def seed_buffers(ex, size, n_inputs):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The warm-up generator: the written grammar that stands in for pretraining. A program is a chain of lines, each applying an
-# operation to x; its depth is the number of operations. Types are tracked, so programs run. Constants:
+# The warm-up generator: the written grammar that stands in for pretraining. A program is a chain of lines, each
+# applying an operation to x; its depth is the number of operations. Types are tracked, so programs run. Constants:
 # {d} 1-9, {s} 2-4, {m} 3-9, {c} {e} letters, {n} 10-40 (large tier).
 
 OPS = {  # type -> [(word of the message, type after, expression)]
@@ -452,9 +457,9 @@ def is_banned(program, inputs, banned):
 
 
 def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
-    """One Draw for each depth asked for, as executed: a draw is redone until it runs on all its inputs, stays within the
-    length gate, each of its operations changes something on the first input, and its program or pair is not banned
-    (the held-out suite's). Returns (draws, hits): how many banned ones were thrown away."""
+    """One Draw for each depth asked for, as executed: a draw is redone until it runs on all its inputs, stays within
+    the length gate, each of its operations changes something on the first input, and its program or pair is not
+    banned (the held-out suite's). Returns (draws, hits): how many banned ones were thrown away."""
     draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
     while todo:
         tried, jobs = [], []
@@ -495,11 +500,13 @@ def wrong_tries(rng):
 
 
 def search(failed, right, budget, rng, patience):
-    """(parts for `demo`, whether it gave up) of a demonstrated search: wrong tries, then the right one, each a list of parts.
+    """(parts for `demo`, whether it gave up) of a demonstrated search: wrong tries, then the right one, each a list
+    of parts.
 
-    After each wrong try the search goes on with probability `patience`; it also ends after MAX_TRIES and with the budget
-    (tokens). It then answers with its last candidate, so that the network learns to end a reply in time. A base of little
-    patience stands for what web text shows; that patience pays is for self-play to find out, and replies grow longer."""
+    After each wrong try the search goes on with probability `patience`; it also ends after MAX_TRIES and with the
+    budget (tokens). It then answers with its last candidate, so that the network learns to end a reply in time. A
+    base of little patience stands for what web text shows; that patience pays is for self-play to find out, and
+    replies grow longer."""
     def size(try_):
         return sum(len(p[0]) if isinstance(p, tuple) else len(encode(p)) if isinstance(p, str) else
                    1 if isinstance(p, int) else len(p) for p in try_)
@@ -518,9 +525,11 @@ def search(failed, right, budget, rng, patience):
 
 
 def demonstrations(ex, rng, n, cfg, banned=frozenset()):
-    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, max_new). Returns (list, hits).
+    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, max_new). Returns (list,
+    hits).
 
-    The proposer's are as deep as MAX_DEPTH and the solver's geometrically rarer: the base can write what it cannot solve."""
+    The proposer's are as deep as MAX_DEPTH and the solver's geometrically rarer: the base can write what it cannot
+    solve."""
     cells = rng.choices(range(6), (5, 5, 5, 28, 27, 30), k=n)
     depths = [rng.randint(1, MAX_DEPTH) if c < 3 else solver_depth(rng) for c in cells]
     single, hits1 = draw_programs(ex, rng, [d for d, c in zip(depths, cells) if c not in (2, 5)], 1, cfg.large, banned)
@@ -568,7 +577,7 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
                 last = [d.inputs[0], think_trace(steps)] if c == 4 else list(candidate_trace(steps, True))
                 thought, given_up = search([as_try(*f) for f in failed], last, budget, rng, cfg.patience)
                 answer = (encode(failed[thought.count(WRONG) - 1][0 if c == 4 else 2]),) if given_up else right
-            if not cfg.thoughts or rng.random() < cfg.hasty:
+            if not cfg.thoughts or c == 3 and rng.random() < cfg.hasty:
                 thought, answer = [], right
             demos.append(demo(solve_prompt(d.task(KINDS[c - 3], rng)), *thought, ANSWER, answer, END))
     return demos, hits1 + hits2
@@ -612,7 +621,8 @@ def main():
                 verdict = fault or error or "valid"
                 print(f"parse   inputs {', '.join(inputs)}" + f" message {message!r}" * (kind == "induction"))
                 print(f"verdict {verdict}" + (f", outputs {', '.join(task.outputs)}" if task else ""))
-                print("reward  " + ", ".join(f"{propose_reward(verdict, r):+.2f} at solve rate {r}" for r in (0.0, .5, .875)))
+                print("reward  " + ", ".join(f"{propose_reward(verdict, r):+.2f} at solve rate {r}"
+                                             for r in (0.0, 0.5, 0.875)))
 
 
 def read_task(ex, kind, prompt):

@@ -9,10 +9,11 @@ and both roles are paid by the executor's verdicts. No gold answer enters the lo
 
 Where we differ from the paper and from the authors' code:
 1) The warm-up, in place of a pretrained language model; its grammar and its habits are in selfplay.py, in the open.
-2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors sample twice and drop one lot).
-3) Tasks that all tries solved, or none, are left out of the solver's update (`skip_flat`), and empty places of the solver's
-   batch are filled from the buffer with tasks last seen to be learnable (`fill`). A rollout carries about one bit:
-   those carry none. `--ablation paper_batch` switches both back.
+2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors sample twice and drop one
+   lot).
+3) Tasks whose tries all earned the same are left out of the solver's update (`skip_flat`), and empty places of the
+   solver's batch are filled from the buffer with tasks last seen to be learnable (`fill`). A rollout carries about
+   one bit: those carry none. `--ablation paper_batch` switches both back.
 4) Learning rates are those of a network of half a million weights, not of seven billion.
 5) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
 
@@ -70,8 +71,8 @@ class Config:
     # --- warm-up: the "base model"
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
-    hasty: float = 0.0            # share of demonstrations that answer without a thought
-    patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: habits, not skill
+    hasty: float = 0.5            # share of deduction demonstrations that answer without tracing the program first
+    patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try; both are habits
     warmup_steps: int = 2300
     warmup_batch: int = 64        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
     warmup_lr: float = 0.02       # Muon, for the matrices of the blocks
@@ -87,13 +88,13 @@ class Config:
     max_new: int = 192            # longest reply, tokens; a reply that is cut off counts as unparsable
     buffer_size: int = 16384      # tasks a kind; the oldest leave first
     seed_tasks: int = 128         # tasks a kind before the first update (the paper: 256), all from the identity program
-    proposer: str = "train"       # train | frozen (writes, is not updated) | random (the generator) | fixed (a set of tasks)
+    proposer: str = "train"       # train | frozen (writes, not updated) | random (generator) | fixed (a set of tasks)
     fixed_tasks: int = 10000      # size of that set, for proposer = fixed
     learner: str = "rl"           # rl | supervised (gold demonstrations of the fixed set: a control)
     fill: str = "learnable"       # learnable | uniform: which buffer tasks fill the solver's batch
     novelty_gate: bool = True     # a program seen before is not valid
     length_gate: bool = True      # bounds lines and values of proposals
-    validity_gate: bool = True    # False: what fails to run enters the buffer with the output None (collapse on purpose)
+    validity_gate: bool = True    # False: what fails to run enters the buffer with the output None, to see collapse
     previous_step: bool = False   # True: solve the tasks of the step before, as the authors' code does
     # --- reward
     proposer_reward: str = "learnability"  # learnability (Eq. 4) | uncertainty | valid | none
@@ -103,10 +104,10 @@ class Config:
     token_whiten: bool = False    # whiten over tokens (the authors' code) instead of over sequences (Eq. 8)
     average: str = "token"        # token (the authors' code) | sequence (Eq. 9)
     floor: float = 0.2            # least deviation that a cell's rewards are divided by
-    skip_flat: bool = True        # leave tasks with solve rate 0 or 1 out of the solver's update
+    skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
     propose_weight: float = 1.0   # weight of the proposer's advantages (1 / lambda of Eq. 3)
     optimizer: str = "adamw"      # adamw | muon
-    lr: float = 4e-4              # AdamW; too high and a cell collapses within 20 steps: watch kl (healthy: below 0.01)
+    lr: float = 3e-4              # AdamW; too high and a cell collapses within 20 steps: watch kl (healthy: below 0.01)
     muon_lr: float = 0.002
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
@@ -153,7 +154,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
-    "patient_base": dict(patience=1.0),
+    "careful_base": dict(hasty=0.0, patience=1.0),
 }
 
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
@@ -162,9 +163,9 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
            "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
            "optimizer": ("adamw", "muon")}
 # what a base network depends on; runs that agree in these share it
-BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty", "patience",
-               "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs", "max_new",
-               "suite_n", "dtype", "device")
+BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty",
+               "patience", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs",
+               "max_new", "suite_n", "dtype", "device")
 
 
 def fail(message):
@@ -191,8 +192,8 @@ def parse(argv):
         ap.add_argument("--" + f.name)
     args, unknown = ap.parse_known_args(argv)
     if args.help:
-        print(__doc__.strip(), "\n\npython train.py [--preset cpu|gpu|smoke] [--seed S] [--ablation NAME|all] [--seeds N]"
-              " [--out DIR]\n                [--resume DIR] [--any_field value]\n")
+        print(__doc__.strip(), "\n\npython train.py [--preset cpu|gpu|smoke] [--seed S] [--ablation NAME|all]"
+              " [--seeds N]\n                [--out DIR] [--resume DIR] [--any_field value]\n")
         print(inspect.getsource(Config))
         print("ablations:", ", ".join(ABLATIONS))
         sys.exit(0)
@@ -229,7 +230,8 @@ def check(cfg):
         value = getattr(cfg, f.name)
         if f.type is float and not math.isfinite(value):
             fail(f"--{f.name} must be a finite number, not {value}")
-        low = 0 if f.name in ("seed", "steps", "lr_warmup", "references", "micro_tokens", "eval_every", "proposals", "seed_tasks") else 1
+        low = 0 if f.name in ("seed", "steps", "lr_warmup", "references", "micro_tokens", "eval_every", "proposals",
+                              "seed_tasks") else 1
         if f.type is int and value < low:
             fail(f"--{f.name} must be at least {low}, not {value}")
     kinds = cfg.kinds.split(",")
@@ -349,11 +351,12 @@ def tune_allocator():
             libc.mallopt(-2, 256 << 20)      # M_TOP_PAD: grow in large pieces
 
 
-def make_optimizers(model, muon, muon_lr, adam_lr):
-    """Muon for the blocks' matrices (half of AdamW's examples for the same accuracy in the warm-up), AdamW for the rest."""
+def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95):
+    """Muon for the blocks' matrices (half of AdamW's examples for the same accuracy in the warm-up), AdamW for the
+    rest."""
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and n.startswith("blocks")]
     rest = [p for n, p in model.named_parameters() if not (p.dim() == 2 and n.startswith("blocks"))]
-    adam = dict(lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    adam = dict(lr=adam_lr, betas=(0.9, beta2), weight_decay=0.0, fused=True)
     if not muon:
         return [torch.optim.AdamW(matrices + rest, **adam)]
     return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0), torch.optim.AdamW(rest, **adam)]
@@ -601,7 +604,8 @@ def choose_tasks(cfg, game, fresh, rng):
 def solve(cfg, model, ex, tasks, step):
     """3) + 4) n tries of each task, verified. Returns (rollouts, seconds in the executor); sets each task's rate."""
     prompts = [selfplay.solve_prompt(t) for t in tasks]
-    replies, logps = generate(model, prompts, cfg.max_new, tries=cfg.tries, seed=sample_seed(cfg, step, 1), dtype=cfg.dtype)
+    replies, logps = generate(model, prompts, cfg.max_new, tries=cfg.tries, seed=sample_seed(cfg, step, 1),
+                              dtype=cfg.dtype)
     start = time.time()
     rollouts = [Rollout("solve", tasks[g].kind, prompts[g], reply, logp, tasks[g], g, selfplay.parse_answer(reply))
                 for g, reply, logp in zip((i // cfg.tries for i in range(len(replies))), replies, logps)]
@@ -733,8 +737,8 @@ def step_line(cfg, step, row, left):
             f"novel {each(row['novel'])} learnable {each(row['learnable'])} | "
             f"len {each({k: row['length'][f'solve/{k}'] for k in kinds}, '{:.0f}')} H {row['entropy']:.2f} "
             f"kl {row['kl']:.4f} | {total:.1f}s sample {s['sample'] / total:.0%} exec {s['execute'] / total:.0%} "
-            f"learn {s['learn'] / total:.0%} | {row['tokens_per_s'] / 1e3:.0f}k tok/s {row['memory_mb'] / 1024:.1f}GB | "
-            f"{left:.1f} min left")
+            f"learn {s['learn'] / total:.0%} | {row['tokens_per_s'] / 1e3:.0f}k tok/s "
+            f"{row['memory_mb'] / 1024:.1f}GB | {left:.1f} min left")
 
 
 def rollout_text(r):
@@ -790,16 +794,16 @@ def restore(cfg, data, path, model, optimizers):
 def leave(out):
     """Saved; say how to go on, and exit the way a signalled program should."""
     print(f"saved. Go on with:  python train.py --resume {out}", flush=True)
-    for child in list(OPEN):
-        child.close()
+    for thing in OPEN:
+        thing.close()
     os._exit(128 + STOP["signal"])
 
 
-OPEN = []  # executors to close on the way out
+OPEN = []  # the folder's lock and the executor, to close on the way out
 
 
 def self_play(cfg, model, ex, suite, banned, base_state, out):
-    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr)
+    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99)
     path, first, spent = os.path.join(out, "ckpt.pt"), 0, 0.0
     if os.path.exists(path):
         data = load(path, ("config", "model", "optimizers", "game", "step", "minutes"))
@@ -852,7 +856,8 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         if cfg.learner == "supervised":
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
-            used = [r for r in solves if not (cfg.skip_flat and r.task.rate in (0.0, 1.0))]
+            worth = {g for g in range(len(tasks)) if len({r.reward for r in solves[g * cfg.tries:][:cfg.tries]}) > 1}
+            used = [r for r in solves if r.group in worth or not cfg.skip_flat]
             used += proposals if cfg.proposer == "train" else []  # with TRR++, every cell has its baseline
             adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
@@ -896,8 +901,8 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
 
 
 def fixed_set(cfg, ex, banned):
-    """The labelled control: a fixed set of generated tasks with gold outputs, equal shares of the kinds, and for supervised
-    learning their demonstrations (worked thoughts included: the strongest teacher this grammar has)."""
+    """The labelled control: a fixed set of generated tasks with gold outputs, equal shares of the kinds, and for
+    supervised learning their demonstrations (worked thoughts included: the strongest teacher this grammar has)."""
     rng, kinds = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(",")
     if cfg.learner == "supervised":
         demos, careful = [], Config(**{**asdict(cfg), "hasty": 0.0})
@@ -909,7 +914,8 @@ def fixed_set(cfg, ex, banned):
     tasks = []
     for kind in kinds:
         depths = [rng.randint(1, selfplay.MAX_DEPTH) for _ in range(cfg.fixed_tasks // len(kinds))]
-        draws, _ = selfplay.draw_programs(ex, rng, depths, cfg.n_inputs if kind == "induction" else 1, cfg.large, banned)
+        draws, _ = selfplay.draw_programs(ex, rng, depths, cfg.n_inputs if kind == "induction" else 1, cfg.large,
+                                          banned)
         wanted = [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
         tasks += [t for t, _ in selfplay.make_tasks(ex, wanted, -1, cfg.block_size - cfg.max_new) if t]
     return tasks
@@ -944,8 +950,9 @@ def run(cfg, args, out):
         people = evaluation.people_suite(ex, cfg.n_inputs)
         banned = selfplay.ban(t for tasks in suite.values() for t in tasks)
         print(f"{cfg.device}, {cfg.dtype}, {network.THREADS if cfg.device == 'cpu' else 1} threads | "
-              f"{model.num_params():,} weights, vocabulary {network.VOCAB_SIZE} | {sum(map(len, suite.values()))} held-out "
-              f"tasks | {cfg.steps} steps of {len(cfg.kinds.split(','))} x {cfg.proposals} proposals and "
+              f"{model.num_params():,} weights, vocabulary {network.VOCAB_SIZE} | "
+              f"{sum(map(len, suite.values()))} held-out tasks | {cfg.steps} steps of {len(cfg.kinds.split(','))} x "
+              f"{cfg.proposals} proposals and "
               f"{cfg.tasks * len(KINDS)} x {cfg.tries} tries | {out}", flush=True)
         base, warm_minutes = warm_up(cfg, model, ex, suite, people, banned, out)
         base_state = {k: v.clone().cpu() for k, v in model.state_dict().items()}
@@ -955,15 +962,15 @@ def run(cfg, args, out):
                   "rollouts": game.rollouts}
         save(os.path.join(out, "eval.json"), json.dumps(record))
         evaluation.report(out)
-        OPEN.clear()
     evaluation.print_table(record["base"], record["final"], record.get("counts"), record.get("people"))
     print(f"\nwarm-up {warm_minutes:.1f} min, self-play {minutes:.1f} min and {game.rollouts:,} rollouts, "
-          f"in all {(time.time() - started) / 60:.1f} min here; {game.held_out} proposals were held-out tasks and refused")
+          f"in all {(time.time() - started) / 60:.1f} min here; {game.held_out} proposals were held-out tasks, refused")
     print(f"report: {os.path.join(out, 'report.html')}")
 
 
 def grid(cfg, args, argv):
-    """--ablation all --seeds N: every row, one after the other; finished ones are skipped, so it can be stopped and go on."""
+    """--ablation all --seeds N: every row, one after the other; finished ones are skipped, so it can be stopped and
+    go on."""
     names = list(ABLATIONS) if args.ablation == "all" else [args.ablation or "full"]
     jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + max(1, args.seeds)) for name in names]
     rest = [a for a in strip(argv, ("--ablation", "--seeds", "--seed", "--out", "--name"))]
@@ -1017,7 +1024,7 @@ def main(argv=None):
             os.makedirs(out, exist_ok=True)
         except OSError as error:
             fail(f"cannot make {out}: {error.strerror}")
-    held = lock(out)  # noqa: F841  kept open for as long as the process lives
+    OPEN.append(lock(out))                            # held for as long as the process lives
     if not args.resume:
         save(os.path.join(out, "config.json"), json.dumps(
             {**asdict(cfg), "preset": args.preset, "command": "python train.py " + " ".join(argv)}, indent=1))

@@ -9,13 +9,15 @@ so a cell where everything fails cannot drown one where some succeed. Then a pla
 (Eq. 9): no critic, no KL term, no reference model.
 
 Where we differ from the paper and from the authors' code:
-1) Eq. 8 whitens over sequences, and so do we. The authors' code whitens over all TOKENS of a cell (veRL's masked_whiten),
-   so long replies weigh more in mean and variance; pass lengths= for that form. `python trr.py` shows both.
+1) Eq. 8 whitens over sequences, and so do we. The authors' code whitens over all TOKENS of a cell (veRL's
+   masked_whiten), so long replies weigh more in mean and variance; pass lengths= for that form. `python trr.py` shows
+   both.
 2) Eq. 9 averages over a sequence's tokens first (average="sequence"); the authors' code averages over all tokens of
    the update (average="token").
 3) A cell of one reward, or of equal ones, gets exactly 0, never NaN and never a tiny deviation blown up (`floor`).
-4) mode="group" is not in the paper: inside each cell, the mean over the tries of one task replaces the mean of the cell. Tasks of
-   unequal difficulty then no longer pass for good and bad replies. Proposals have no group and keep their cell's.
+4) mode="group" is not in the paper: inside each cell, the mean over the tries of one task replaces the mean of the
+   cell. Tasks of unequal difficulty then no longer pass for good and bad replies. Proposals have no group and keep
+   their cell's.
 
 Try:  python trr.py            # a worked example to check by hand
 """
@@ -23,8 +25,8 @@ import torch
 
 
 def whiten(r, w, base, floor):
-    """(r - base) / std with weights w, all (N,). The std is about the weighted mean of r - base and carries Bessel's factor;
-    with a spread of 0 the result is 0."""
+    """(r - base) / std with weights w, all (N,). The std is about the weighted mean of r - base and carries Bessel's
+    factor; with a spread of 0 the result is 0."""
     d = r - base
     n, total = len(r), w.sum()
     mean = (w * d).sum() / total
@@ -38,9 +40,9 @@ def whiten(r, w, base, floor):
 def advantages(rewards, cells, groups=None, mode="trr", lengths=None, floor=0.0):
     """Advantage of each rollout, (N,) float32.
 
-    rewards: N numbers. cells: N hashable labels, in the game (role, kind). groups: N labels of the tries of one task, only
-    for mode="group"; a negative label means no group. lengths: N token counts, to whiten by token (the authors' code)
-    instead of by sequence (Eq. 8). floor: least deviation a cell is divided by.
+    rewards: N numbers. cells: N hashable labels, in the game (role, kind). groups: N labels of the tries of one task,
+    only for mode="group"; a negative label means no group. lengths: N token counts, to whiten by token (the authors'
+    code) instead of by sequence (Eq. 8). floor: least deviation a cell is divided by.
 
     mode  "trr":    mean and std of the cell (Eq. 8)
           "group":  mean of the task's tries, std of what is left in the cell (a per-task baseline)
@@ -72,13 +74,13 @@ def advantages(rewards, cells, groups=None, mode="trr", lengths=None, floor=0.0)
 def policy_loss(logp, old_logp, adv, mask, clip_low=0.2, clip_high=0.2, average="token", norm=None):
     """PPO's clipped surrogate (Eq. 9), to be minimised. Returns (loss, stats).
 
-    logp, old_logp (B, T): log-probs of the sampled tokens now and when they were sampled. adv (B,) or (B, T). mask (B, T):
-    1 on the reply's tokens, its end token included. average: "token" sums over all tokens / norm, "sequence" sums the
-    means over each sequence / norm. norm: tokens (or sequences) of the whole update, so that micro-batches add up to the
-    update's mean; None: those of this batch.
+    logp, old_logp (B, T): log-probs of the sampled tokens now and when they were sampled. adv (B,) or (B, T). mask
+    (B, T): 1 on the reply's tokens, its end token included. average: "token" sums over all tokens / norm, "sequence"
+    sums the means over each sequence / norm. norm: tokens (or sequences) of the whole update, so that micro-batches
+    add up to the update's mean; None: those of this batch.
 
-    In the first pass over a batch the ratio is 1 and the gradient is that of -A log p: whitened REINFORCE. The clip acts
-    only from the second minibatch or epoch on."""
+    In the first pass over a batch the ratio is 1 and the gradient is that of -A log p: whitened REINFORCE. The clip
+    acts only from the second minibatch or epoch on."""
     if average not in ("token", "sequence"):
         raise ValueError(f"average {average!r}: choose token or sequence")
     mask = mask.to(logp.dtype)
@@ -112,7 +114,7 @@ def main():
     for i, (r, c, g, n) in enumerate(zip(rewards, cells, groups, lengths)):
         print(f"  {c:8} {g:3d} {n:6d} {r:7.2f} | " + " ".join(f"{col[i]:+7.3f}" for col in columns))
     print("\n  by token: the long wrong reply pulls the mean down, so the short wrong one looks less bad.")
-    print("  global:   the proposer is measured against the solver's rewards, and its invalid task gets all the blame.\n")
+    print("  global:   the proposer is measured against the solver's rewards; its invalid task gets all the blame.\n")
     logp = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
     loss, stats = policy_loss(logp, logp.detach(), torch.tensor([1.0, -1.0]), torch.tensor([[1, 1], [1, 0]]))
     loss.backward()
