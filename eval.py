@@ -20,6 +20,7 @@ Try:  python eval.py RUN                     # the held-out table of a run's fol
       python eval.py RUN --tasks FILE.jsonl  # CRUXEval's fields: code, input, output, id
       python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.csv and compare.svg
       python eval.py --report RUN            # one page, RUN/report.html
+      python eval.py --bench                 # speeds beside naive paths and this machine's limit
 """
 import argparse
 import csv
@@ -39,7 +40,7 @@ import numpy as np
 import torch
 
 from executor import Executor
-from model import GPT, GPTConfig, VOCAB_SIZE, generate
+from model import GPT, GPTConfig, PAD, VOCAB_SIZE, generate, generate_naive, pad_rows
 from selfplay import KINDS, MAX_DEPTH, Task, draw_programs, judge_answers, make_tasks, parse_answer, solve_prompt
 
 SUITE_SEED = 505_03335  # fixed: every run and every seed is measured on the same tasks
@@ -1042,6 +1043,93 @@ def report(folder):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Speeds
+
+
+def plain_step(model, rows, optimizer):
+    """One step as nanoGPT would write it: all rows padded to the longest, one float32 batch, logits everywhere."""
+    idx = pad_rows(rows, 1)
+    loss = torch.nn.functional.cross_entropy(model(idx[:, :-1]).flatten(0, 1), idx[:, 1:].flatten(),
+                                             ignore_index=PAD)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def bench(folder):
+    """Sampling, learning and executing on this machine's CPU at the cpu preset's size, each beside its naive path, and
+    as a share of what a large matrix product reaches here. Prints a table, writes bench.json."""
+    import executor
+    import model as network
+    import train  # train imports this module; by now both are loaded
+
+    def seconds(work, repeat=3):
+        """The best of some repeats: noise on a shared machine only ever adds."""
+        best = math.inf
+        for _ in range(repeat):
+            start = time.perf_counter()
+            work()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    train.tune_allocator()
+    cores = os.cpu_count() or 1
+    network.THREADS = max(1, min(8, cores))
+    cfg, _ = train.parse(["--preset", "cpu", "--device", "cpu"])
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_kv_head, n_embd=cfg.n_embd,
+                          block_size=cfg.block_size))
+    torch.set_num_threads(cores)
+    a = torch.randn(2048, 2048, dtype=getattr(torch, cfg.dtype))
+    peak = 2 * 2048 ** 3 / seconds(lambda: a @ a, 10)                       # FLOP/s
+    rng = random.Random(0)
+    draws = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(192)]
+    steps, rows = 64, []
+
+    torch.set_num_threads(1)
+    fast = seconds(lambda: generate(model, draws, steps, tries=8, stop=-1, dtype=cfg.dtype))
+    fast32 = seconds(lambda: generate(model, draws, steps, tries=8, stop=-1), 1)
+    torch.set_num_threads(cores)
+    slow = seconds(lambda: generate_naive(model, draws[:4], steps, tries=1, stop=-1), 1)
+    sampled, naive = 192 * 8 * steps / fast, 4 * steps / slow
+
+    for prompt in draws * 4:
+        rows.append(prompt + [rng.randrange(32, 300) for _ in range(rng.choice((10, 20, 40, 40, 80, 120)))])
+    real = sum(map(len, rows))
+    torch.set_num_threads(1)
+    batches = train.demo_batches([(r[:1], r[1:], [1] * (len(r) - 1)) for r in rows], cfg)
+    learn = seconds(lambda: train.accumulate(model, batches, train.demo_loss, cfg.dtype))
+    torch.set_num_threads(cores)
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    plain = seconds(lambda: [plain_step(model, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1)
+    programs = executor.bench()
+    flops = model.flops_per_token(80)
+    result = {
+        "machine": {"cores": cores, "dtype": cfg.dtype, "peak_gflops": peak / 1e9, "torch": torch.__version__},
+        "sample": {"tokens_per_s": sampled, "float32_tokens_per_s": 192 * 8 * steps / fast32,
+                   "naive_tokens_per_s": naive, "ratio": sampled / naive, "rollouts_per_s": sampled / steps,
+                   "share_of_peak": sampled * flops / peak},
+        "learn": {"tokens_per_s": real / learn, "plain_tokens_per_s": real / plain, "ratio": plain / learn,
+                  "padding": 1 - real / sum(b[0].numel() for b in batches),
+                  "share_of_peak": 3 * real / learn * flops / peak},
+        "execute": programs}
+    s, t, p = result["sample"], result["learn"], programs
+    print(f"{cores} cores, {cfg.dtype}, matrix products at {peak / 1e9:,.0f} GFLOP/s, {model.num_params():,} weights\n")
+    print(f"{'':22}{'fast':>12}{'naive':>12}{'ratio':>9}{'of peak':>9}")
+    print(f"{'sampled tokens/s':22}{s['tokens_per_s']:12,.0f}{naive:12,.0f}{s['ratio']:8.0f}x{s['share_of_peak']:9.1%}")
+    print(f"{'  rollouts/s (64 tok.)':22}{s['rollouts_per_s']:12,.0f}{naive / steps:12,.1f}")
+    print(f"{'learnt tokens/s':22}{t['tokens_per_s']:12,.0f}{t['plain_tokens_per_s']:12,.0f}{t['ratio']:8.1f}x"
+          f"{t['share_of_peak']:9.1%}   padding {t['padding']:.0%}")
+    print(f"{'checked programs/s':22}{p['checked_per_s']:12,.0f}{p['fresh_process_per_s']:12,.0f}{p['ratio']:8.0f}x")
+    print(f"1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n")
+    print("naive: sampling without a cache, one row at a time; learning in one padded float32 batch with all logits;")
+    print("a fresh interpreter for each program.")
+    path = os.path.join(folder, "bench.json")
+    write_text(path, json.dumps({"command": "python eval.py --bench", **result}, indent=1))
+    print(f"wrote {path}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command line
 
 
@@ -1051,16 +1139,19 @@ def main(argv=None):
     parser.add_argument("--tasks", metavar="FILE", help="with RUN: measure on a file in CRUXEval's format instead")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
     parser.add_argument("--report", metavar="RUN", help="write RUN/report.html")
-    parser.add_argument("--out", help="where --compare writes (default: results/ if there is one, else .)")
+    parser.add_argument("--bench", action="store_true", help="measure sampling, learning and executing")
+    parser.add_argument("--out", help="where --compare and --bench write (default: results/ if there is one, else .)")
     parser.add_argument("--write", action="store_true", help="replace RUN/eval.json; else written only if absent")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--unsafe_executor", action="store_true", help="run programs without the kernel wall")
     parser.error = lambda message: fail(f"{message}; see --help")
     args = parser.parse_args(argv)
-    if sum(x is not None for x in (args.run, args.compare, args.report)) != 1:
-        fail("give one of: RUN, --compare RUN ..., --report RUN; see --help")
+    if sum(x is not None for x in (args.run, args.compare, args.report, args.bench or None)) != 1:
+        fail("give one of: RUN, --compare RUN ..., --report RUN, --bench; see --help")
     if args.tasks is not None and args.run is None:
         fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
+    if args.bench:
+        return bench(args.out or ("results" if os.path.isdir("results") else "."))
     if args.compare:
         return compare(args.compare, args.out or ("results" if os.path.isdir("results") else "."))
     if args.report is not None:

@@ -942,7 +942,11 @@ def run(cfg, args, out):
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(cfg.seed)
     started = time.time()
-    with Executor(workers=cfg.workers, timeout=0.2, unsafe=cfg.unsafe_executor) as ex:
+    try:
+        ex = Executor(workers=cfg.workers, timeout=0.2, unsafe=cfg.unsafe_executor)
+    except RuntimeError as error:                     # no kernel wall here: says which flag to add
+        fail(error)
+    with ex:
         OPEN.append(ex)
         model = GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_kv_head, n_embd=cfg.n_embd,
                               block_size=cfg.block_size)).to(cfg.device)
