@@ -71,7 +71,7 @@ class Config:
     # --- warm-up: the "base model"
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
-    hasty: float = 0.5            # share of deduction demonstrations that answer without tracing the program first
+    hasty: float = 0.0            # share of deduction demonstrations that answer without tracing the program first
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try; both are habits
     warmup_steps: int = 2300
     warmup_batch: int = 64        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
@@ -109,6 +109,7 @@ class Config:
     optimizer: str = "adamw"      # adamw | muon
     lr: float = 3e-4              # AdamW; too high and a cell collapses within 20 steps: watch kl (healthy: below 0.01)
     muon_lr: float = 0.002
+    adam_eps: float = 1e-3        # far above the gradient's entries: AdamW then steps in proportion to them, as SGD does
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
     minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
@@ -351,12 +352,12 @@ def tune_allocator():
             libc.mallopt(-2, 256 << 20)      # M_TOP_PAD: grow in large pieces
 
 
-def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95):
+def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95, eps=1e-8):
     """Muon for the blocks' matrices (half of AdamW's examples for the same accuracy in the warm-up), AdamW for the
     rest."""
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and n.startswith("blocks")]
     rest = [p for n, p in model.named_parameters() if not (p.dim() == 2 and n.startswith("blocks"))]
-    adam = dict(lr=adam_lr, betas=(0.9, beta2), weight_decay=0.0, fused=True)
+    adam = dict(lr=adam_lr, betas=(0.9, beta2), eps=eps, weight_decay=0.0, fused=True)
     if not muon:
         return [torch.optim.AdamW(matrices + rest, **adam)]
     return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0), torch.optim.AdamW(rest, **adam)]
@@ -803,7 +804,7 @@ OPEN = []  # the folder's lock and the executor, to close on the way out
 
 
 def self_play(cfg, model, ex, suite, banned, base_state, out):
-    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99)
+    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99, cfg.adam_eps)
     path, first, spent = os.path.join(out, "ckpt.pt"), 0, 0.0
     if os.path.exists(path):
         data = load(path, ("config", "model", "optimizers", "game", "step", "minutes"))
