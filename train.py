@@ -107,7 +107,7 @@ class Config:
     skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
     propose_weight: float = 1.0   # weight of the proposer's advantages (1 / lambda of Eq. 3)
     optimizer: str = "adamw"      # adamw | muon
-    lr: float = 3e-4              # AdamW; too high and a cell collapses within 20 steps: watch kl (healthy: below 0.01)
+    lr: float = 1e-3              # AdamW; four times this and the shared skill of tracing erodes: watch kl (healthy: .0001)
     muon_lr: float = 0.002
     adam_eps: float = 1e-3        # far above the gradient's entries: AdamW then steps in proportion to them, as SGD does
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
