@@ -550,8 +550,26 @@ class TestTrain(unittest.TestCase):
                 a, b = json.load(a), json.load(b)
             self.assertEqual((a["base"], a["final"]), (b["base"], b["final"]))
 
-    def test_every_ablation_runs(self):
-        """Each row of the table trains two steps, and its config differs from full in what it names only."""
+    def test_signals(self):
+        """Ctrl-C and SIGTERM finish the step, save, say how to go on and exit with 130 and 143; no worker survives."""
+        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            with tempfile.TemporaryDirectory() as tmp:
+                p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), "--out", f"{tmp}/run", *TINY,
+                                      "--steps", "5000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                for line in p.stdout:
+                    if line.startswith("step "):
+                        break
+                workers = descendants(p.pid)
+                p.send_signal(number)
+                rest, _ = p.communicate(timeout=60)
+                self.assertEqual(p.returncode, code)
+                self.assertIn(f"--resume {tmp}/run", rest)
+                train.load(f"{tmp}/run/ckpt.pt", ("model", "game", "step"))
+                time.sleep(0.3)
+                self.assertFalse([pid for pid in workers if alive(pid)])
+
+    def test_every_ablation_differs_as_named(self):
+        """Each row of the ablation table is the full run but for the fields it names."""
         full = train.Config()
         for name, fields in train.ABLATIONS.items():
             cfg, _ = train.parse(["--ablation", name, "--device", "cpu"])

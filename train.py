@@ -107,9 +107,10 @@ class Config:
     skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
     propose_weight: float = 1.0   # weight of the proposer's advantages (1 / lambda of Eq. 3)
     optimizer: str = "adamw"      # adamw | muon
-    lr: float = 1e-3              # AdamW; four times this and the shared skill of tracing erodes: watch kl (healthy: .0001)
+    lr: float = 1e-3              # AdamW; four times this wears away the shared skill of tracing (kl above .0005)
     muon_lr: float = 0.002
-    adam_eps: float = 1e-3        # far above the gradient's entries: AdamW then steps in proportion to them, as SGD does
+    adam_eps: float = 1e-3        # far above the gradient's entries (1e-4), so that steps are in proportion to them;
+                                  # at 1e-8 every weight moves equally and the noise of one-bit rewards wears skill away
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
     minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
@@ -468,8 +469,8 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
     for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
                      disable=None):
         if step % chunk == 0:
-            # drawn in the foreground (a thread of pure Python would hold the interpreter lock against the learners: 53k
-            # tokens/s instead of 80k), and read twice, in another order, because drawing takes time
+            # read twice, in another order, because drawing takes time; drawn in the foreground: a thread of pure
+            # Python fights the learners for the interpreter lock and wins nothing
             rng = random.Random(f"{cfg.seed}/demo/{step // chunk}")
             demos, refused = selfplay.demonstrations(ex, rng, chunk // 2 * cfg.warmup_batch, cfg, banned)
             demos, hits = demos + rng.sample(demos, len(demos)), hits + refused
@@ -813,7 +814,8 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
     else:                                             # seeding (section 3.3.1): no update, from the identity program
         game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
         for s in range(1, 200):
-            if cfg.proposer == "fixed" or min(len(b.tasks) for b in game.buffers.values()) >= cfg.seed_tasks:
+            fewest = min(len(game.buffers[k].tasks) for k in cfg.kinds.split(","))
+            if fewest >= cfg.seed_tasks or cfg.proposer == "fixed":
                 break
             for r in propose(cfg, model, ex, game, banned, -s, random.Random(f"{cfg.seed}/seed/{s}"), cfg.tasks)[0]:
                 if r.task:
@@ -859,7 +861,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         else:
             worth = {g for g in range(len(tasks)) if len({r.reward for r in solves[g * cfg.tries:][:cfg.tries]}) > 1}
             used = [r for r in solves if r.group in worth or not cfg.skip_flat]
-            used += proposals if cfg.proposer == "train" else []  # with TRR++, every cell has its baseline
+            used += proposals if cfg.proposer == "train" else []
             adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
             rise, fall = (step + 1) / max(1, cfg.lr_warmup), (cfg.steps - step) / max(1, cfg.steps * cfg.lr_decay)
