@@ -18,7 +18,7 @@ Where we differ from the paper and from the authors' code:
 2) A buffer keeps its newest entries (`Buffer.add`); the authors' truncation keeps the oldest and then freezes.
 3) Novelty gate: a program that is already in the buffer is not valid. Without it the proposer repeats itself within
    60 steps.
-4) Length gate (`MAX_LINES`, `MAX_VALUE`): without it the proposer makes tasks hard by making them long, and in a small
+4) Length gate (`length_fault`): without it the proposer makes tasks hard by making them long, and in a small
    network that habit leaks into induction, the solver's role that also writes programs, until it falls to zero.
 5) The n tries that estimate the solve rate are also the solver's training rollouts; the authors throw them away (80 %
    of what they generate) and sample again.
@@ -45,7 +45,6 @@ PROGRAM, INPUT, OUTPUT, MESSAGE, THINK, TRY, RIGHT, WRONG, ANSWER = (
 FIRST_SPECIAL = ID[SPECIAL[0]]
 
 IDENTITY = ("def f(x):\n    return x", "'abc'")  # the zero triplet: all that self-play is seeded with
-MAX_LINES = 8        # of a proposed program, `def` and `return` included
 MAX_VALUE = 20       # tokens of one input or output; bounds every prompt
 MAX_PROGRAM = 56     # tokens of a program
 MESSAGE_TEXT = re.compile(r"[a-z ]{0,60}")
@@ -147,9 +146,9 @@ def parse_proposal(kind, reply, n_inputs):
 # Validity (paper section 3.3.3, Eq. 7): what may enter a buffer
 
 
-def length_fault(program, inputs):
+def length_fault(program, inputs, max_lines):
     """'' or why a proposal is refused before it is run: the length gate."""
-    if program.count("\n") >= MAX_LINES or len(encode(program)) > MAX_PROGRAM:
+    if program.count("\n") - 1 > max_lines or len(encode(program)) > MAX_PROGRAM:
         return "long program"
     if max(len(encode(i)) for i in inputs) > MAX_VALUE:
         return "long input"
@@ -616,7 +615,7 @@ def main():
                     continue
                 program, inputs, message = parse_proposal(kind, reply, cfg.n_inputs)
                 program = program or decode(dict(sections(prompt))[PROGRAM])
-                fault = length_fault(program, inputs) or message_fault(kind, inputs, message)
+                fault = length_fault(program, inputs, MAX_DEPTH) or message_fault(kind, inputs, message)
                 (task, error), = make_tasks(ex, [(kind, program, inputs, message)])
                 verdict = fault or error or "valid"
                 print(f"parse   inputs {', '.join(inputs)}" + f" message {message!r}" * (kind == "induction"))

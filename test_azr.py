@@ -376,8 +376,8 @@ class TestGame(unittest.TestCase):
         self.assertEqual([why for _, why in made], list(bad))
         self.assertTrue(all(task is None for task, _ in made))
         long = "def f(x):" + "\n    x = x" * 20 + "\n    return x"
-        self.assertEqual(selfplay.length_fault(long, ["1"]), "long program")
-        self.assertEqual(selfplay.length_fault("def f(x):\n    return x", ["1" * 99]), "long input")
+        self.assertEqual(selfplay.length_fault(long, ["1"], 6), "long program")
+        self.assertEqual(selfplay.length_fault("def f(x):\n    return x", ["1" * 99], 6), "long input")
         self.assertEqual(selfplay.message_fault("induction", ["1", "1"], ""), "same inputs")
         self.assertEqual(selfplay.message_fault("induction", ["1", "2"], "x + 1"), "message")
         self.assertEqual(selfplay.message_fault("induction", ["1", "2"], " add double"), "")

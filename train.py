@@ -78,7 +78,7 @@ class Config:
     warmup_lr: float = 0.02       # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.004 # AdamW, for embedding, head and norms
     # --- self-play
-    steps: int = 120
+    steps: int = 80               # on 2 cores the gain of the first 60 steps is most of it: see README, what did not work
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
@@ -94,6 +94,7 @@ class Config:
     fill: str = "learnable"       # learnable | uniform: which buffer tasks fill the solver's batch
     novelty_gate: bool = True     # a program seen before is not valid
     length_gate: bool = True      # bounds lines and values of proposals
+    max_lines: int = 6            # of a proposed program, between `def` and `return`
     validity_gate: bool = True    # False: what fails to run enters the buffer with the output None, to see collapse
     previous_step: bool = False   # True: solve the tasks of the step before, as the authors' code does
     # --- reward
@@ -568,7 +569,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
             continue
         program, inputs, message = parsed
         program = references[0].program if kind == "induction" else program
-        r.verdict = (selfplay.length_fault(program, inputs) if cfg.length_gate else "") \
+        r.verdict = (selfplay.length_fault(program, inputs, cfg.max_lines) if cfg.length_gate else "") \
             or selfplay.message_fault(kind, inputs, message) \
             or ("known" if cfg.novelty_gate and kind != "induction" and program in game.known else "") \
             or ("held out" if selfplay.is_banned(program, inputs, banned) else "")
