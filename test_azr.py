@@ -23,6 +23,7 @@ import textwrap
 import threading
 import time
 import unittest
+import unittest.mock
 import xml.etree.ElementTree
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -567,6 +568,47 @@ class TestTrain(unittest.TestCase):
                 train.load(f"{tmp}/run/ckpt.pt", ("model", "game", "step"))
                 time.sleep(0.3)
                 self.assertFalse([pid for pid in workers if alive(pid)])
+
+    def ends(self, *args):
+        """What train.main(args) says on stderr; it must end with exit code 2 and one line."""
+        with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()) as err:
+            train.main(list(args))
+        self.assertEqual((caught.exception.code, err.getvalue().count("\n")), (2, 1))
+        return err.getvalue()
+
+    def test_faults_are_named(self):
+        """Disk full, a read-only folder, a full GPU: one line that says what to do, and nothing half written."""
+        full, read_only = OSError(28, "No space left on device"), OSError(30, "Read-only file system")
+        for fault, words in ((full, "make room"), (read_only, "make room"),
+                             (torch.OutOfMemoryError("x"), "--tasks (now 4)")):
+            with tempfile.TemporaryDirectory() as tmp, unittest.mock.patch.object(train, "run", side_effect=fault):
+                self.assertIn(words, self.ends("--out", f"{tmp}/run", *TINY))
+                self.assertEqual(sorted(os.listdir(f"{tmp}/run")), [".lock", "config.json"])
+        with tempfile.TemporaryDirectory() as tmp:
+            train.save(f"{tmp}/f", {"x": 1})
+            with unittest.mock.patch.object(os, "fsync", side_effect=full), self.assertRaises(OSError):
+                train.save(f"{tmp}/f", {"x": 2})
+            self.assertEqual(torch.load(f"{tmp}/f", weights_only=True), {"x": 1})
+            self.assertEqual(os.listdir(tmp), ["f"])
+
+    def test_one_run_a_folder(self):
+        """A second run on a folder that is being written is refused while the first lives, and not after."""
+        with tempfile.TemporaryDirectory() as tmp:
+            held = train.lock(tmp)
+            with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()):
+                train.lock(tmp)
+            self.assertEqual(caught.exception.code, 2)
+            held.close()
+            train.lock(tmp).close()
+
+    def test_nan_stops_before_the_step(self):
+        """A gradient that is not finite changes no weight; the loop then stops with the last good checkpoint."""
+        model, cfg = small_model(12), train.Config(device="cpu", dtype="float32", micro_tokens=512)
+        r = selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [float("nan"), -1.0])
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizers = train.make_optimizers(model, False, 0.0, 0.1)
+        self.assertIsNone(train.learn(cfg, model, optimizers, [r], torch.ones(1), random.Random(0)))
+        self.assertTrue(all(torch.equal(a, b) for a, b in zip(before, model.parameters())))
 
     def test_every_ablation_differs_as_named(self):
         """Each row of the ablation table is the full run but for the fields it names."""

@@ -78,7 +78,7 @@ class Config:
     warmup_lr: float = 0.02       # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.004 # AdamW, for embedding, head and norms
     # --- self-play
-    steps: int = 80               # on 2 cores the gain of the first 60 steps is most of it: see README, what did not work
+    steps: int = 80               # on 2 cores the first 60 bring most of the gain: see README, what did not work
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
@@ -280,14 +280,19 @@ def cpu_has(*flags):
 def save(path, payload):
     """Write beside, sync, rename: at every moment `path` is either the old file or the new one, whole."""
     tmp = f"{path}.{os.getpid()}.tmp"
-    with open(tmp, "wb") as f:
-        if isinstance(payload, str):
-            f.write(payload.encode("utf-8", "replace"))
-        else:
-            torch.save(payload, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
+    try:
+        with open(tmp, "wb") as f:
+            if isinstance(payload, str):
+                f.write(payload.encode("utf-8", "replace"))
+            else:
+                torch.save(payload, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        if os.path.exists(tmp):
+            os.remove(tmp)  # a full disk needs the room
+        raise
 
 
 def load(path, wanted):
@@ -309,6 +314,7 @@ def lock(folder):
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        handle.close()
         fail(f"{folder} is in use by another run: give another --out")
     return handle
 
