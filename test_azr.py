@@ -631,7 +631,9 @@ class TestTrain(unittest.TestCase):
             torch.save({"version": 1, "a": torch.zeros(100)}, path)
             with open(path, "rb") as f:
                 good = f.read()
-            for data in (b"", b"hello", good[:50], good[:-50], pickle.dumps(Evil())):
+            at = good.index(bytes(100))               # in the middle of the zeros of "a"
+            flipped = good[:at + 50] + b"\x01" + good[at + 51:]
+            for data in (b"", b"hello", good[:50], good[:-50], flipped, pickle.dumps(Evil())):
                 with open(path, "wb") as f:
                     f.write(data)
                 with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()):
