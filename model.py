@@ -100,7 +100,7 @@ def decode(ids):
 @dataclass
 class GPTConfig:
     vocab_size: int = VOCAB_SIZE
-    block_size: int = 320      # longest sequence, prompt + reply, in tokens
+    block_size: int = 368      # longest sequence, prompt + reply, in tokens
     n_layer: int = 2
     n_head: int = 4
     n_embd: int = 128          # d: width of the residual stream
@@ -504,7 +504,7 @@ def main():
     print(f"{model.num_params():,} parameters, vocabulary {VOCAB_SIZE}, {device}")
     text = "def f(x):\n    x = [v + 3 for v in x]\n    return x"
     ids = encode(text)
-    print(f"{len(text)} characters -> {len(ids)} tokens:", " ".join(repr(decode([i])) for i in ids))
+    print(f"{len(text)} characters -> {len(ids)} tokens:\n  " + " ".join(repr(decode([i])) for i in ids))
     nn.init.normal_(model.head.weight, std=0.3)                   # a random but opinionated network
     prompts = [ids[:n] for n in range(4, len(ids))] * 2
     speeds = {}
@@ -513,7 +513,7 @@ def main():
         start = time.perf_counter()
         tokens, lps = fn(model, prompts, 64, tries=4, seed=1)
         speeds[name] = sum(map(len, tokens)) / (time.perf_counter() - start)
-        print(f"{name:>6}: {len(tokens)} rollouts, {speeds[name]:,.0f} tokens/s, first: {tokens[0][:8]}, "
+        print(f"{name:>6}: {speeds[name]:8,.0f} tokens/s, first reply {tokens[0][:5]}..., "
               f"log-prob {sum(lps[0]):.4f}")
     print(f"fast / naive = {speeds['fast'] / speeds['naive']:.1f}x (a full batch of 256 gains more)")
 

@@ -105,21 +105,26 @@ def main():
     cells = ["solve"] * 4 + ["propose"] * 4
     groups = [0, 0, 1, 1, -1, -1, -1, -1]
     lengths = [10, 30, 10, 10, 20, 20, 20, 20]
-    print("  solve:   mean (1 - .5 - .5 + 1) / 4 = .25, deviations +-.75, std sqrt(4 * .5625 / 3) = .866")
-    print("           so right answers get .75 / .866 = +.866 and wrong ones -.866")
-    print("  propose: mean -.0625, std .718: the proposal that some could solve gets .8125 / .718 = +1.13\n")
+    print("  solve:   mean (1 - .5 - .5 + 1) / 4 = .25, deviations +-.75,\n"
+          "           std sqrt(4 * .5625 / 3) = .866, so right answers get .75 / .866 = +.866\n"
+          "           and wrong ones -.866")
+    print("  propose: mean -.0625, std .718: the proposal that some could solve gets\n"
+          "           .8125 / .718 = +1.13\n")
     print("  cell     task tokens reward |   trr  by token  group  global")
     columns = [advantages(rewards, cells), advantages(rewards, cells, lengths=lengths),
                advantages(rewards, cells, groups, "group"), advantages(rewards, cells, mode="global")]
     for i, (r, c, g, n) in enumerate(zip(rewards, cells, groups, lengths)):
         print(f"  {c:8} {g:3d} {n:6d} {r:7.2f} | " + " ".join(f"{col[i]:+7.3f}" for col in columns))
-    print("\n  by token: the long wrong reply pulls the mean down, so the short wrong one looks less bad.")
-    print("  global:   the proposer is measured against the solver's rewards; its invalid task gets all the blame.\n")
+    print("\n  by token: the long wrong reply pulls the mean down, so the short one looks less\n"
+          "            bad and a right answer better.")
+    print("  global:   the proposer is measured against the solver's rewards, and its invalid\n"
+          "            task gets all the blame.\n")
     logp = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
     loss, stats = policy_loss(logp, logp.detach(), torch.tensor([1.0, -1.0]), torch.tensor([[1, 1], [1, 0]]))
     loss.backward()
-    print(f"Loss at ratio 1 is -mean(A) = {loss.item():+.3f}; its gradient -A / tokens pushes the good row's log-probs")
-    print(f"up and the bad row's down, and leaves the padded token alone:\n  {logp.grad.tolist()}")
+    print(f"Loss at ratio 1 is -mean(A) = {loss.item():+.3f}; its gradient -A / tokens pushes the good\n"
+          "row's log-probs up and the bad row's down, and leaves the padded token alone:")
+    print("\n".join("  " + " ".join(f"{g:+.3f}" for g in row) for row in logp.grad.tolist()))
 
 
 if __name__ == "__main__":
