@@ -106,8 +106,8 @@ def main():
     groups = [0, 0, 1, 1, -1, -1, -1, -1]
     lengths = [10, 30, 10, 10, 20, 20, 20, 20]
     print("  solve:   mean (1 - .5 - .5 + 1) / 4 = .25, deviations +-.75,\n"
-          "           std sqrt(4 * .5625 / 3) = .866, so right answers get .75 / .866 = +.866\n"
-          "           and wrong ones -.866")
+          "           std sqrt(4 * .5625 / 3) = .866, so right answers get .75 / .866 =\n"
+          "           +.866 and wrong ones -.866")
     print("  propose: mean -.0625, std .718: the proposal that some could solve gets\n"
           "           .8125 / .718 = +1.13\n")
     print("  cell     task tokens reward |   trr  by token  group  global")
@@ -115,10 +115,10 @@ def main():
                advantages(rewards, cells, groups, "group"), advantages(rewards, cells, mode="global")]
     for i, (r, c, g, n) in enumerate(zip(rewards, cells, groups, lengths)):
         print(f"  {c:8} {g:3d} {n:6d} {r:7.2f} | " + " ".join(f"{col[i]:+7.3f}" for col in columns))
-    print("\n  by token: the long wrong reply pulls the mean down, so the short one looks less\n"
-          "            bad and a right answer better.")
-    print("  global:   the proposer is measured against the solver's rewards, and its invalid\n"
-          "            task gets all the blame.\n")
+    print("\n  by token: the long wrong reply pulls the mean down, so the short one looks\n"
+          "            less bad and a right answer better.")
+    print("  global:   the proposer is measured against the solver's rewards, and its\n"
+          "            invalid task gets all the blame.\n")
     logp = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
     loss, stats = policy_loss(logp, logp.detach(), torch.tensor([1.0, -1.0]), torch.tensor([[1, 1], [1, 0]]))
     loss.backward()
