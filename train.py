@@ -37,7 +37,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from tqdm import tqdm
@@ -541,6 +541,13 @@ class Game:
     waiting: list = None         # previous_step: the valid tasks that the next step will solve
 
 
+def generated(cfg, ex, rng, kind, count, banned):
+    """`count` generated tasks, as selfplay.make_tasks wants them: what the controls have in the proposer's place."""
+    depths = [rng.randint(1, selfplay.MAX_DEPTH) for _ in range(count)]
+    draws, _ = selfplay.draw_programs(ex, rng, depths, cfg.n_inputs if kind == "induction" else 1, cfg.large, banned)
+    return [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
+
+
 def propose(cfg, model, ex, game, banned, step, rng, count):
     """1) + 2) Sample `count` tasks a kind and verify them. Returns (proposals [Rollout], seconds in the executor).
     A proposal's verdict is 'valid' or the reason it was refused; its task is None unless it is valid."""
@@ -548,9 +555,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
     if cfg.proposer == "random":                     # the generator in the proposer's place
         proposals, wanted = [], []
         for kind in kinds:
-            draws, _ = selfplay.draw_programs(ex, rng, [rng.randint(1, selfplay.MAX_DEPTH) for _ in range(count)],
-                                              cfg.n_inputs if kind == "induction" else 1, cfg.large, banned)
-            wanted += [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
+            wanted += generated(cfg, ex, rng, kind, count, banned)
         start = time.time()
         for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted, step)):
             proposals.append(Rollout("propose", kind, [], [], [], task, verdict=why or "valid"))
@@ -919,7 +924,7 @@ def fixed_set(cfg, ex, banned):
     supervised learning their demonstrations (worked thoughts included: the strongest teacher this grammar has)."""
     rng, kinds = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(",")
     if cfg.learner == "supervised":
-        demos, careful = [], Config(**{**asdict(cfg), "hasty": 0.0})
+        demos, careful = [], replace(cfg, hasty=0.0)
         solver = {network.ID[f"<|solve_{k}|>"] for k in kinds}
         while len(demos) < cfg.fixed_tasks:
             demos += [d for d in selfplay.demonstrations(ex, rng, 2000, careful, banned)[0]
@@ -927,10 +932,7 @@ def fixed_set(cfg, ex, banned):
         return demos[:cfg.fixed_tasks]
     tasks = []
     for kind in kinds:
-        depths = [rng.randint(1, selfplay.MAX_DEPTH) for _ in range(cfg.fixed_tasks // len(kinds))]
-        draws, _ = selfplay.draw_programs(ex, rng, depths, cfg.n_inputs if kind == "induction" else 1, cfg.large,
-                                          banned)
-        wanted = [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
+        wanted = generated(cfg, ex, rng, kind, cfg.fixed_tasks // len(kinds), banned)
         tasks += [t for t, _ in selfplay.make_tasks(ex, wanted, -1, cfg.block_size - cfg.max_new) if t]
     return tasks
 
