@@ -30,6 +30,7 @@ Where we differ from the paper and from the authors' code:
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
 """
+import math
 import random
 import re
 from collections import deque
@@ -287,21 +288,23 @@ def seed_buffers(ex, size, n_inputs):
 # ---------------------------------------------------------------------------------------------------------------------
 # The warm-up generator: the written grammar that stands in for pretraining. A program is a chain of lines, each
 # applying an operation to x; its depth is the number of operations. Types are tracked, so programs run. Constants:
-# {d} 1-9, {s} 2-4, {m} 3-9, {c} {e} letters, {n} 10-40 (large tier).
+# {d} 1-3 (large tier 1-9), {s} 2-4, {m} 3-9, {n} 10-40, {c} {e} letters.
+#
+# The small tier is what a network of half a million weights masters in minutes: with modulo, sums and constants to 9
+# it still erred on one operation in five after 4 minutes, and what RL was left to teach was the multiplication table.
+# Here single operations are nearly always right, and what is left to learn is depth, searching and checking.
 
-OPS = {  # type -> [(word of the message, type after, expression)]
+OPS = {  # the small tier: type -> [(word of the message, type after, expression)]
     "int": [
-        (" add", "int", "x + {d}"), (" sub", "int", "x - {d}"), (" mul", "int", "x * {s}"), (" mod", "int", "x % {m}"),
-        (" div", "int", "x // {s}"), (" if", "int", "x + {d} if x > {d} else x - {d}"),
-        (" if", "int", "x * {s} if x % 2 == 0 else x + {d}"), (" pair", "list", "[x, x + {d}]"),
+        (" add", "int", "x + {d}"), (" sub", "int", "x - {d}"), (" mul", "int", "x * 2"), (" div", "int", "x // 2"),
+        (" if", "int", "x + {d} if x > {s} else x - {d}"), (" pair", "list", "[x, x + {d}]"),
     ],
     "list": [
         (" reverse", "list", "x[::-1]"), (" sort", "list", "sorted(x)"), (" drop", "list", "x[1:]"),
         (" keep", "list", "x[:-1]"), (" append", "list", "x + [{d}]"), (" prepend", "list", "[{d}] + x"),
         (" add", "list", "[v + {d} for v in x]"), (" sub", "list", "[v - {d} for v in x]"),
-        (" mul", "list", "[v * {s} for v in x]"), (" mod", "list", "[v % {m} for v in x]"),
-        (" filter", "list", "[v for v in x if v > {d}]"), (" filter", "list", "[v for v in x if v % 2 == 0]"),
-        (" if", "list", "x[1:] if len(x) > {s} else x + [{d}]"), (" sum", "int", "sum(x)"), (" len", "int", "len(x)"),
+        (" mul", "list", "[v * 2 for v in x]"), (" filter", "list", "[v for v in x if v > {s}]"),
+        (" if", "list", "x[1:] if len(x) > {s} else x + [{d}]"), (" len", "int", "len(x)"),
         (" max", "int", "max(x)"), (" min", "int", "min(x)"), (" first", "int", "x[0]"), (" last", "int", "x[-1]"),
     ],
     "str": [
@@ -312,17 +315,21 @@ OPS = {  # type -> [(word of the message, type after, expression)]
         (" len", "int", "len(x)"),
     ],
 }
-LARGE_OPS = {  # the larger tier adds blocks and loops, which run several assignments a line of text
+LARGE_OPS = {  # the larger tier adds arithmetic, and blocks and loops, which run several assignments a line of text
     "int": [
+        (" mul", "int", "x * {s}"), (" mod", "int", "x % {m}"), (" div", "int", "x // {s}"),
+        (" if", "int", "x * {s} if x % 2 == 0 else x + {d}"), (" abs", "int", "abs(x - {n})"),
+        (" add", "int", "x + {n}"), (" sub", "int", "x - {n}"),
         (" loop", "int", "\n    for v in range({s}):\n        x = x + {d}"),
         (" loop", "int", "\n    for v in range({s}):\n        x = x * 2 - {d}"),
         (" if", "int", "\n    if x > {n}:\n        x = x - {n}\n    else:\n        x = x + {d}"),
-        (" add", "int", "x + {n}"), (" sub", "int", "x - {n}"), (" abs", "int", "abs(x - {n})"),
     ],
     "list": [
+        (" sum", "int", "sum(x)"), (" mul", "list", "[v * {s} for v in x]"), (" mod", "list", "[v % {m} for v in x]"),
+        (" filter", "list", "[v for v in x if v % 2 == 0]"), (" add", "list", "[v + len(x) for v in x]"),
+        (" filter", "list", "[v for v in x if v not in [{d}, {d}]]"),
         (" loop", "int", "\n    y = 0\n    for v in x:\n        y = y * 2 + v\n    x = y"),
         (" loop", "list", "\n    y = []\n    for v in x:\n        y = [v] + y + [{d}]\n    x = y"),
-        (" filter", "list", "[v for v in x if v not in [{d}, {d}]]"), (" add", "list", "[v + len(x) for v in x]"),
         (" if", "list", "\n    if sum(x) > {n}:\n        x = x[1:]\n    else:\n        x = x + [{d}]"),
     ],
     "str": [
@@ -332,22 +339,35 @@ LARGE_OPS = {  # the larger tier adds blocks and loops, which run several assign
 }
 MAX_DEPTH = 6
 MAX_TRIES = 4        # of a demonstrated search
+CHOSEN = 3           # weight in the warm-up's loss of the few tokens that decide a search: right candidates and verdicts
 
 
 def random_value(rng, kind, large=False):
-    """Source text of a random input."""
+    """A random input."""
     if kind == "int":
-        return str(rng.randint(0, 60 if large else 30))
+        return rng.randint(0, 60 if large else 12)
+    size = rng.randint(2, 6 if large else 4)
     if kind == "str":
-        return repr("".join(rng.choice("abcABC" if rng.random() < 0.3 else "abc") for _ in range(rng.randint(2, 5))))
-    return repr([rng.randint(0, 9) for _ in range(rng.randint(2, 6 if large else 5))])
+        return "".join(rng.choice("abcABC" if rng.random() < 0.3 else "abc") for _ in range(size))
+    return [rng.randint(0, 9) for _ in range(size)]
+
+
+def near_miss(rng, value):
+    """An input one slip away from `value`: what a network that guesses almost right would write. Compared with random
+    inputs alone, demonstrations with these teach the network to tell an output from nearly the same output."""
+    if isinstance(value, int):
+        return value + rng.choice((-2, -1, 1, 2))
+    k = rng.randrange(len(value) + 1)
+    other = [rng.randint(0, 9)] if isinstance(value, list) else rng.choice("abcABC")
+    return rng.choice((value[:k] + other + value[k + 1:], value[:k] + other + value[k + 1:],   # another element,
+                       value[:k] + other + value[k:], value[:k] + value[k + 1:]))              # one more, one less
 
 
 def random_op(rng, kind, large=False):
     """(word, type after, line with its indentation)."""
     ops = OPS[kind] + (LARGE_OPS[kind] if large else [])
     word, after, expr = rng.choice(ops)
-    fill = {"{d}": lambda: str(rng.randint(1, 9)), "{s}": lambda: str(rng.randint(2, 4)),
+    fill = {"{d}": lambda: str(rng.randint(1, 9 if large else 3)), "{s}": lambda: str(rng.randint(2, 4)),
             "{m}": lambda: str(rng.randint(3, 9)), "{n}": lambda: str(rng.randint(10, 40)),
             "{c}": lambda: rng.choice("abc"), "{e}": lambda: rng.choice("abcd")}
     # each constant is drawn anew, except that a block's {c} means one letter throughout
@@ -409,19 +429,19 @@ def think_trace(steps):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Demonstrations for the warm-up: (prompt, reply, mask) with mask 0 on reply tokens that are shown but not imitated
+# Demonstrations for the warm-up: (prompt, reply, weights), a weight in the loss for each token of the reply; 0 for what is
+# shown but not imitated
 
 
 def demo(prompt, *parts):
-    """parts: int, str or list of ids; a part wrapped in a 1-tuple is shown, not imitated."""
-    reply, mask = [], []
+    """parts: each an int, a str or a list of ids, or a pair (such a part, its weight) where the weight is not 1."""
+    reply, weights = [], []
     for part in parts:
-        learn = not isinstance(part, tuple)
-        part = part if learn else part[0]
+        part, weight = part if isinstance(part, tuple) else (part, 1)
         ids = [part] if isinstance(part, int) else encode(part) if isinstance(part, str) else part
         reply += ids
-        mask += [int(learn)] * len(ids)
-    return prompt, reply, mask
+        weights += [weight] * len(ids)
+    return prompt, reply, weights
 
 
 @dataclass
@@ -434,6 +454,7 @@ class Draw:
     depth: int
     inputs: list
     traces: list               # per input: ([(line, value)], final value)
+    value: object = None       # the first input as data
 
     def message(self, rng, keep=0.7):
         return "".join(w for w in self.words if rng.random() < keep)
@@ -465,32 +486,34 @@ def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
         for slot in todo:
             lines, words, kind = random_program(rng, depths[slot], large)
             program = join_program(lines)
-            inputs = [random_value(rng, kind, large) for _ in range(n_inputs)]
+            values = [random_value(rng, kind, large) for _ in range(n_inputs)]
+            inputs = [repr(v) for v in values]
             if is_banned(program, inputs, banned):
                 hits += 1
                 continue
             if len(set(inputs)) < n_inputs or len(encode(program)) > MAX_PROGRAM or len(set(lines)) < len(lines):
                 continue
-            tried.append((slot, program, lines, words, kind, inputs))
+            tried.append((slot, program, lines, words, kind, inputs, values[0]))
             jobs += [(traced(program), i) for i in inputs]
         results = iter(ex.run(jobs, check=False))  # our own operations are deterministic
-        for slot, program, lines, words, kind, inputs in tried:
+        for slot, program, lines, words, kind, inputs, first in tried:
             traces = [read_trace(program, next(results)) for _ in inputs]
             if None in traces or max(len(encode(f)) for _, f in traces) > MAX_VALUE:
                 continue
             if n_inputs > 1 and constant([f for _, f in traces]):
                 continue
-            values = [inputs[0]] + [v for _, v in traces[0][0]]
-            if any(a == b for a, b in zip(values, values[1:])):
+            path = [inputs[0]] + [v for _, v in traces[0][0]]
+            if any(a == b for a, b in zip(path, path[1:])):
                 continue  # an operation that changed nothing adds a line, not depth
-            draws[slot] = Draw(program, lines, words, kind, depths[slot], inputs, traces)
+            draws[slot] = Draw(program, lines, words, kind, depths[slot], inputs, traces, first)
         todo = [slot for slot in todo if draws[slot] is None]
     return draws, hits
 
 
 def solver_depth(rng):
-    """Geometrically rarer depth, 1/2 each: the base solves shallow tasks well, deep ones sometimes."""
-    return min(MAX_DEPTH, 1 + int(rng.expovariate(0.6931)))
+    """Geometrically rarer depth, each a quarter as frequent as the one before: the base solves shallow tasks well and
+    deep ones sometimes, so there is a frontier for self-play to move."""
+    return min(MAX_DEPTH, 1 + int(rng.expovariate(math.log(4))))
 
 
 def wrong_tries(rng):
@@ -507,30 +530,30 @@ def search(failed, right, budget, rng, patience):
     base of little patience stands for what web text shows; that patience pays is for self-play to find out, and
     replies grow longer."""
     def size(try_):
-        return sum(len(p[0]) if isinstance(p, tuple) else len(encode(p)) if isinstance(p, str) else
-                   1 if isinstance(p, int) else len(p) for p in try_)
+        return len(demo([], *try_)[1])
     parts, used = [], 0
     given_up = False
     for try_ in failed:
         if used + size(try_) > budget:
             break
-        parts += [TRY, *try_, WRONG]
+        parts += [TRY, *try_, (WRONG, CHOSEN)]
         used += size(try_) + 2
         if rng.random() > patience:
             given_up = True
             break
     given_up = bool(parts) and (given_up or len(failed) == MAX_TRIES or used + size(right) > budget)
-    return (parts, True) if given_up else ([*parts, TRY, *right, RIGHT], False)
+    return (parts, True) if given_up else ([*parts, TRY, *right, (RIGHT, CHOSEN)], False)
 
 
 def demonstrations(ex, rng, n, cfg, banned=frozenset()):
     """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, max_new). Returns (list,
     hits).
 
-    The proposer's are as deep as MAX_DEPTH and the solver's geometrically rarer: the base can write what it cannot
-    solve."""
+    The proposer's go to MAX_DEPTH, somewhat rarer (6:5:4:3:2:1), the solver's geometrically: the base can write far more
+    than it can solve."""
     cells = rng.choices(range(6), (5, 5, 5, 28, 27, 30), k=n)
-    depths = [rng.randint(1, MAX_DEPTH) if c < 3 else solver_depth(rng) for c in cells]
+    deep = range(1, MAX_DEPTH + 1)
+    depths = [rng.choices(deep, deep[::-1])[0] if c < 3 else solver_depth(rng) for c in cells]
     single, hits1 = draw_programs(ex, rng, [d for d, c in zip(depths, cells) if c not in (2, 5)], 1, cfg.large, banned)
     many, hits2 = draw_programs(ex, rng, [d for d, c in zip(depths, cells) if c in (2, 5)], cfg.n_inputs, cfg.large,
                                 banned)
@@ -541,8 +564,9 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
     for c in cells:
         d = next(many if c in (2, 5) else single)
         tries = []
-        if c == 4:      # abduction: other inputs of the same type stand for guesses that may fail
-            tries = [(d.program, random_value(rng, d.type, cfg.large)) for _ in range(wrong_tries(rng))]
+        if c == 4:      # abduction: inputs near the right one, and others of its type, stand for guesses that fail
+            tries = [(d.program, repr(near_miss(rng, d.value) if rng.random() < 0.6 else
+                                      random_value(rng, d.type, cfg.large))) for _ in range(wrong_tries(rng))]
         elif c == 5:    # induction: the program with one line drawn anew, run on the first shown input
             for _ in range(wrong_tries(rng)):
                 lines, k = d.lines[:], rng.randrange(len(d.lines))
@@ -571,12 +595,12 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
             if c == 3:
                 thought, answer = [think_trace(steps)], right
             else:
-                as_try = (lambda arg, trace, _: [(encode(arg),), think_trace(trace)]) if c == 4 else \
+                as_try = (lambda arg, trace, _: [(arg, 0), think_trace(trace)]) if c == 4 else \
                     (lambda _, trace, __: list(candidate_trace(trace, False)))
-                last = [d.inputs[0], think_trace(steps)] if c == 4 else list(candidate_trace(steps, True))
+                last = [(d.inputs[0], CHOSEN), think_trace(steps)] if c == 4 else list(candidate_trace(steps, True))
                 thought, given_up = search([as_try(*f) for f in failed], last, budget, rng, cfg.patience)
-                answer = (encode(failed[thought.count(WRONG) - 1][0 if c == 4 else 2]),) if given_up else right
-            if not cfg.thoughts or c == 3 and rng.random() < cfg.hasty:
+                answer = (failed[thought.count(TRY) - 1][0 if c == 4 else 2], 0) if given_up else right
+            if not cfg.thoughts:
                 thought, answer = [], right
             demos.append(demo(solve_prompt(d.task(KINDS[c - 3], rng)), *thought, ANSWER, answer, END))
     return demos, hits1 + hits2
@@ -586,8 +610,7 @@ def candidate_trace(steps, learn):
     """An induction try: a program written line by line while it runs on the first shown input. In a wrong try the lines
     are not imitated, only the values after them."""
     for line, value in steps:
-        head = encode(f"\n    {line}")
-        yield head if learn else (head,)
+        yield f"\n    {line}", int(learn)
         yield f"  # {value}"
 
 
@@ -598,7 +621,7 @@ def main():
     """One prompt, reply, parse and reward for each of the six role x kind cells, the replies from the generator."""
     from types import SimpleNamespace
     rng = random.Random(3)
-    cfg = SimpleNamespace(references=1, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=1.0, max_new=160)
+    cfg = SimpleNamespace(references=1, n_inputs=4, large=False, thoughts=True, patience=1.0, max_new=160)
     with Executor(workers=1) as ex:
         demos, _ = demonstrations(ex, rng, 400, cfg)
         for role in ROLES:

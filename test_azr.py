@@ -43,7 +43,7 @@ from selfplay import ANSWER, KINDS, Task
 from trr import advantages, policy_loss
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SMALL = SimpleNamespace(references=2, n_inputs=4, large=False, thoughts=True, hasty=0.3, patience=0.5, max_new=120)
+SMALL = SimpleNamespace(references=2, n_inputs=4, large=False, thoughts=True, patience=0.5, max_new=120)
 
 
 def small_model(seed=0, **kw):
@@ -55,6 +55,7 @@ def small_model(seed=0, **kw):
             torch.nn.init.normal_(p, std=0.2)
     with torch.no_grad():
         model.head.weight[END] += 0.3
+        model.sharpness.fill_(0.2)
     return model
 
 
@@ -280,6 +281,11 @@ class TestGame(unittest.TestCase):
             seen.add((role, kind))
             self.assertEqual(len(reply), len(mask))
             self.assertEqual(mask[-1], 1, "the end token must be learnt")
+            for i, t in enumerate(reply):                # verdicts weigh more, and what fails is never imitated
+                if t in (selfplay.RIGHT, selfplay.WRONG):
+                    self.assertEqual(mask[i], selfplay.CHOSEN)
+            if kind == "abduction" and reply.count(selfplay.WRONG):
+                self.assertEqual(mask[reply.index(selfplay.TRY) + 1], 0, decode(reply))
             if role == "propose":
                 self.assertIsNotNone(selfplay.parse_proposal(kind, reply, SMALL.n_inputs), decode(reply))
             else:
@@ -295,7 +301,22 @@ class TestGame(unittest.TestCase):
                 task = self.task(kind, d.program, d.inputs)
                 gold = {"deduction": task.outputs[0], "abduction": d.inputs[0], "induction": d.program}[kind]
                 self.assertEqual(self.verdict(task, gold), "right", (kind, d.program))
-                self.assertEqual(self.verdict(task, "(1, 'no')"), "unparsable" if kind == "induction" else "wrong")
+                self.assertEqual(self.verdict(task, str((1, 'no', *range(11)))),
+                                 "unparsable" if kind == "induction" else "wrong")
+
+    def test_near_misses_are_near(self):
+        """A near miss is one slip away: the same type, at most one element more, less or other."""
+        rng = random.Random(6)
+        for kind in ("int", "str", "list"):
+            for _ in range(300):
+                value = selfplay.random_value(rng, kind)
+                near = selfplay.near_miss(rng, value)
+                self.assertIs(type(near), type(value))
+                if kind != "int":
+                    self.assertLessEqual(abs(len(near) - len(value)), 1)
+                    k = next((i for i, (a, b) in enumerate(zip(value, near)) if a != b), min(len(value), len(near)))
+                    self.assertTrue(value[k + 1:] == near[k + 1:] or value[k:] == near[k + 1:]
+                                    or value[k + 1:] == near[k:], (value, near))
 
     def test_any_input_that_fits(self):
         """Abduction takes any input with the right output, not only the proposer's."""
@@ -435,6 +456,19 @@ class TestLearning(unittest.TestCase):
                 self.assertLess(sign * (after[1] - before[1]), 0)
             else:
                 self.assertEqual(before, after)
+
+    def test_sharpness_has_a_rate_of_its_own(self):
+        """In self-play sharp_lr moves the scale of the logits and nothing else; at 0 the scale stands still."""
+        cfg = train.Config(device="cpu", dtype="float32", micro_tokens=512)
+        for lr, sharp_lr in ((0.0, 0.01), (0.01, 0.0)):
+            model, (prompt, reply) = small_model(9), ([1, 2], [3, END])
+            before = {k: v.clone() for k, v in model.state_dict().items()}
+            r = selfplay.Rollout("solve", "deduction", prompt, reply, [-1.0, -1.0])
+            train.learn(cfg, model, train.make_optimizers(model, False, 0.0, lr, 0.99, sharp_lr), [r],
+                        torch.ones(1), random.Random(0))
+            moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+            self.assertEqual("sharpness" in moved, sharp_lr > 0)
+            self.assertEqual(bool(moved - {"sharpness"}), lr > 0)
 
     def test_end_token_has_gradient(self):
         """The end token is learnt and padding is not: pad and end are different ids, and the mask covers the end."""

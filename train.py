@@ -72,14 +72,13 @@ class Config:
     # --- warm-up: the "base model"
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
-    hasty: float = 0.0            # share of deduction demonstrations that answer without tracing the program first
-    patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try; both are habits
-    warmup_steps: int = 2300
+    patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, not a skill
+    warmup_steps: int = 2000
     warmup_batch: int = 64        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
     warmup_lr: float = 0.02       # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.004 # AdamW, for embedding, head and norms
     # --- self-play
-    steps: int = 80               # on 2 cores the first 60 bring most of the gain: see README, what did not work
+    steps: int = 150              # on 2 cores the first 60 bring most of the gain: see README, what did not work
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
@@ -107,12 +106,14 @@ class Config:
     average: str = "token"        # token (the authors' code) | sequence (Eq. 9)
     floor: float = 0.2            # least deviation that a cell's rewards are divided by
     skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
-    propose_weight: float = 1.0   # weight of the proposer's advantages (1 / lambda of Eq. 3)
+    negative: float = 0.0         # weight of negative advantages: a wrong reply is mostly right tokens, so blame is
+                                  # noise; 1 is the whole of Eq. 9 (`--ablation full_blame`)
+    propose_weight: float = 0.2   # weight of the proposer's advantages (1 / lambda of Eq. 3): at 1 it soon writes
+                                  # little but chains of the operations that err most, and the solver unlearns the rest
     optimizer: str = "adamw"      # adamw | muon
-    lr: float = 1e-3              # AdamW; four times this wears away the shared skill of tracing (kl above .0005)
+    lr: float = 5e-4              # AdamW; at twice this and 4 updates a step (kl .01) held-out accuracy falls
     muon_lr: float = 0.002
-    adam_eps: float = 1e-3        # far above the gradient's entries (1e-4), so that steps are in proportion to them;
-                                  # at 1e-8 every weight moves equally and the noise of one-bit rewards wears skill away
+    sharp_lr: float = 0.006       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
     minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
@@ -152,13 +153,14 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_references": dict(references=0),
     "global_baseline": dict(advantage="global"),
     "group_baseline": dict(advantage="group"),
+    "full_blame": dict(negative=1.0),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True, previous_step=True,
                          novelty_gate=False),
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
-    "careful_base": dict(hasty=0.0, patience=1.0),
+    "careful_base": dict(patience=1.0),
 }
 
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
@@ -167,9 +169,9 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
            "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
            "optimizer": ("adamw", "muon")}
 # what a base network depends on; runs that agree in these share it
-BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty",
-               "patience", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs",
-               "max_new", "suite_n", "dtype", "device")
+BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "patience",
+               "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs", "max_new",
+               "suite_n", "dtype", "device")
 
 
 def fail(message):
@@ -249,7 +251,7 @@ def check(cfg):
         fail("--tries must be at least 2: one try says nothing about how hard a task is")
     if cfg.max_new + 100 > cfg.block_size:
         fail(f"--max_new {cfg.max_new} leaves less than 100 tokens of --block_size {cfg.block_size} for the prompt")
-    for name in ("hasty", "patience", "lr_decay"):
+    for name in ("patience", "lr_decay"):
         if not 0 <= getattr(cfg, name) <= 1:
             fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
     if cfg.learner == "supervised" and cfg.proposer != "fixed":
@@ -364,15 +366,18 @@ def tune_allocator():
             libc.mallopt(-2, 256 << 20)      # M_TOP_PAD: grow in large pieces
 
 
-def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95, eps=1e-8):
+def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95, sharp_lr=None):
     """Muon for the blocks' matrices (half of AdamW's examples for the same accuracy in the warm-up), AdamW for the
     rest."""
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and n.startswith("blocks")]
     rest = [p for n, p in model.named_parameters() if not (p.dim() == 2 and n.startswith("blocks"))]
-    adam = dict(lr=adam_lr, betas=(0.9, beta2), eps=eps, weight_decay=0.0, fused=True)
-    if not muon:
-        return [torch.optim.AdamW(matrices + rest, **adam)]
-    return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0), torch.optim.AdamW(rest, **adam)]
+    adam = dict(lr=adam_lr, betas=(0.9, beta2), weight_decay=0.0, fused=True)
+    if sharp_lr is not None:                          # self-play: a rate of its own
+        rest = [p for p in rest if p is not model.sharpness]
+    groups = [{"params": rest if muon else matrices + rest}]
+    groups += [{"params": [model.sharpness], "lr": sharp_lr}] if sharp_lr is not None else []
+    adamw = [torch.optim.AdamW(groups, **adam)]
+    return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0)] + adamw if muon else adamw
 
 
 def buckets(lengths, tokens, multiple=8):
@@ -429,22 +434,23 @@ def accumulate(model, batches, loss_fn, dtype):
 
 
 def demo_batches(demos, cfg):
-    """[(idx (B, T), mask (B, T), norm)] of demonstrations; norm makes the micro-batches' sums a mean over tokens."""
-    norm, batches = sum(sum(m) for _, _, m in demos), []
+    """[(idx (B, T), weights (B, T), norm)] of demonstrations; norm makes the micro-batches' sums a weighted mean."""
+    norm, batches = sum(sum(w) for _, _, w in demos), []
     lengths = [len(p) + len(r) for p, r, _ in demos]
     for rows in buckets(lengths, budget(cfg, lengths)):
         idx = pad_rows([demos[i][0] + demos[i][1] for i in rows], 8)
-        mask = torch.zeros_like(idx, dtype=torch.bool)
+        weights = torch.zeros(idx.shape)
         for j, i in enumerate(rows):
-            prompt, reply, learn = demos[i]
-            mask[j, len(prompt):len(prompt) + len(reply)] = torch.tensor(learn, dtype=torch.bool)
-        batches.append((idx.to(cfg.device), mask.to(cfg.device), norm))
+            prompt, reply, w = demos[i]
+            weights[j, len(prompt):len(prompt) + len(reply)] = torch.tensor(w, dtype=torch.float32)
+        batches.append((idx.to(cfg.device), weights.to(cfg.device), norm))
     return batches
 
 
 def demo_loss(model, batch):
-    idx, mask, norm = batch
-    loss = -logprobs(model, idx, mask)[0].sum() / norm
+    idx, weights, norm = batch
+    mask = weights > 0
+    loss = -(logprobs(model, idx, mask)[0] * weights[mask]).sum() / norm
     return loss, loss.detach()
 
 
@@ -821,7 +827,7 @@ OPEN = []  # the folder's lock and the executor, to close on the way out
 
 
 def self_play(cfg, model, ex, suite, banned, base_state, out):
-    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99, cfg.adam_eps)
+    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99, cfg.sharp_lr)
     path, first, spent = os.path.join(out, "ckpt.pt"), 0, 0.0
     if os.path.exists(path):
         data = load(path, ("config", "model", "optimizers", "game", "step", "minutes"))
@@ -883,6 +889,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             rise, fall = (step + 1) / max(1, cfg.lr_warmup), (cfg.steps - step) / max(1, cfg.steps * cfg.lr_decay)
             for g in (g for o in optimizers for g in o.param_groups):
                 g["lr"] = g.setdefault("peak", g["lr"]) * max(0.05, min(1.0, rise, fall))
+            adv = torch.where(adv < 0, adv * cfg.negative, adv)
             adv *= torch.tensor([cfg.propose_weight if r.role == "propose" else 1.0 for r in used])
             stats = learn(cfg, model, optimizers, used, adv, rng) if used else Counter(grad_norm=0.0, kl_after=0.0)
         if stats is None:
@@ -924,7 +931,7 @@ def fixed_set(cfg, ex, banned):
     supervised learning their demonstrations (worked thoughts included: the strongest teacher this grammar has)."""
     rng, kinds = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(",")
     if cfg.learner == "supervised":
-        demos, careful = [], replace(cfg, hasty=0.0)
+        demos, careful = [], replace(cfg, patience=1.0)
         solver = {network.ID[f"<|solve_{k}|>"] for k in kinds}
         while len(demos) < cfg.fixed_tasks:
             demos += [d for d in selfplay.demonstrations(ex, rng, 2000, careful, banned)[0]
