@@ -53,8 +53,8 @@ PIECES = [
     # the grammar's frequent half-lines and the elements of lists, each one token: a third fewer tokens a rollout
     "[v + ", "[v - ", "[v * ", "[v % ", " for v in x]", "[v for v in x if v > ", "x[1:] if len(x) > ",
     "x.upper() if len(x) > ", " else x + [", " else x + '", " else x + ", " else x - ", "x + '", "' + x", "x + [",
-    "] + x", "x.replace('", "', '", "x.count('", "')", "[x, x + ", " if x > ", *(f"{start}{digit}" for start in (", ", "[")
-                                                                               for digit in range(10)),
+    "] + x", "x.replace('", "', '", "x.count('", "')", "[x, x + ", " if x > ",
+    *(start + digit for start in (", ", "[") for digit in "0123456789"),
     # words of the message channel (selfplay.py); a word and the space before it are one token
     " reverse", " add", " sub", " mul", " mod", " div", " sort", " drop", " keep", " map", " filter", " sum", " len",
     " max", " min", " first", " last", " append", " prepend", " double", " upper", " lower", " swap", " replace",
@@ -190,7 +190,7 @@ class GPT(nn.Module):
         self.norm = RMSNorm(c.n_embd, c.norm_eps)
         self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         # logits are multiplied by exp(sharpness): one number for how far to trust one's first choice. It is the first
-        # thing RL finds out, and spread over a weight matrix it would cost noise in thousands of entries (train.sharp_lr)
+        # thing RL finds out; spread over the head it would cost noise in thousands of entries (Config.sharp_lr)
         self.sharpness = nn.Parameter(torch.zeros(1))
         if c.tied:
             self.head.weight = self.embed.weight

@@ -339,7 +339,7 @@ LARGE_OPS = {  # the larger tier adds arithmetic, and blocks and loops, which ru
 }
 MAX_DEPTH = 6
 MAX_TRIES = 4        # of a demonstrated search
-CHOSEN = 3           # weight in the warm-up's loss of the few tokens that decide a search: right candidates and verdicts
+CHOSEN = 3           # weight in the warm-up's loss of the few tokens that decide a search: candidates and verdicts
 
 
 def random_value(rng, kind, large=False):
@@ -429,8 +429,8 @@ def think_trace(steps):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Demonstrations for the warm-up: (prompt, reply, weights), a weight in the loss for each token of the reply; 0 for what is
-# shown but not imitated
+# Demonstrations for the warm-up: (prompt, reply, weights), a weight in the loss for each token of the reply; 0 for what
+# is shown but not imitated
 
 
 def demo(prompt, *parts):
@@ -549,8 +549,8 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
     """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, max_new). Returns (list,
     hits).
 
-    The proposer's go to MAX_DEPTH, somewhat rarer (6:5:4:3:2:1), the solver's geometrically: the base can write far more
-    than it can solve."""
+    The proposer's go to MAX_DEPTH, somewhat rarer (6:5:4:3:2:1), the solver's geometrically: the base can write far
+    more than it can solve."""
     cells = rng.choices(range(6), (5, 5, 5, 28, 27, 30), k=n)
     deep = range(1, MAX_DEPTH + 1)
     depths = [rng.choices(deep, deep[::-1])[0] if c < 3 else solver_depth(rng) for c in cells]

@@ -14,8 +14,12 @@ Where we differ from the paper and from the authors' code:
 3) Tasks whose tries all earned the same are left out of the solver's update (`skip_flat`), and empty places of the
    solver's batch are filled from the buffer with tasks last seen to be learnable (`fill`). A rollout carries about
    one bit: those carry none. `--ablation paper_batch` switches both back.
-4) Learning rates are those of a network of half a million weights, not of seven billion.
-5) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
+4) Advantages below zero are dropped (`negative` = 0): a wrong reply is a long one of mostly right tokens, and pushing
+   all of them down wears away tracing, the skill that the three kinds share. `--ablation full_blame` is Eq. 9 whole.
+5) Proposals weigh a fifth in the update (`propose_weight`): at full weight the proposer narrows its tasks, within 50
+   steps, to chains of the few operations that still err, and the solver forgets the others.
+6) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
+7) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
 
 Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
       python train.py --help   # every knob, with advice
