@@ -460,8 +460,11 @@ def demo_loss(model, batch):
 
 def base_key(cfg):
     """Name of a base network: a hash of the settings, the grammar and the vocabulary it comes from."""
-    text = json.dumps([getattr(cfg, k) for k in BASE_FIELDS]) + repr(selfplay.OPS) + repr(selfplay.LARGE_OPS) \
-        + repr(network.PIECES) + inspect.getsource(selfplay.demonstrations) + inspect.getsource(selfplay.search)
+    s = selfplay
+    makers = (s.random_value, s.near_miss, s.random_op, s.random_program, s.draw_programs, s.solver_depth, s.wrong_tries,
+              s.search, s.candidate_trace, s.demonstrations)
+    text = repr([[getattr(cfg, k) for k in BASE_FIELDS], s.OPS, s.LARGE_OPS, s.CHOSEN, s.MAX_TRIES, network.PIECES,
+                 [inspect.getsource(f) for f in makers]])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -477,7 +480,7 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
         return data["measured"], data["minutes"]
     optimizers = make_optimizers(model, True, cfg.warmup_lr, cfg.warmup_adam_lr)
     rates = [g["lr"] for o in optimizers for g in o.param_groups]
-    first, spent, part = 0, 0.0, path + ".part"
+    first, spent, part = 0, 0.0, os.path.join(out, "warmup.pt")   # in the run's folder: two runs may make one base
     if os.path.exists(part):
         data = load(part, ("model", "optimizers", "step", "seconds"))
         load_weights(model, data["model"], part)
