@@ -1957,6 +1957,54 @@ class TestReport(unittest.TestCase):
                 self.assertIn(call_eval(*argv)[0], (0, 2))
 
 
+class TestReadme(unittest.TestCase):
+    def test_its_diffs_work(self):
+        """Each diff the README shows applies to the code as it is, and what it adds runs."""
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
+            diffs = [part.split("```")[0] for part in f.read().split("```diff\n")[1:]]
+        checks = [  # what must hold once the diff of this number is in
+            "import selfplay as s, train; assert s.propose_reward('valid', .125, 'frontier') == 1\n"
+            "assert s.propose_reward('valid', .5, 'frontier') == 0\n"
+            "assert train.parse(['--device', 'cpu', '--proposer_reward', 'frontier'])",
+            "import trr, train; c = [('solve', 'a'), ('solve', 'b'), ('propose', 'a'), ('propose', 'b')]\n"
+            "assert trr.advantages([1, 0, 2, 2], c, mode='role').sign().tolist() == [1, -1, 0, 0]\n"
+            "assert train.parse(['--device', 'cpu', '--advantage', 'role'])",
+            "import selfplay, train; assert (' first', 'str', 'x[:2]') in selfplay.OPS['str']\n"
+            f"assert train.base_key(train.parse(['--device', 'cpu'])[0]) != "
+            f"'{train.base_key(train.parse(['--device', 'cpu'])[0])}'"]
+        self.assertEqual(len(diffs), len(checks))
+        for diff, check in zip(diffs, checks):
+            self.assertLessEqual(len(diff.strip().split("\n")), 15)
+            with tempfile.TemporaryDirectory() as tmp:
+                for name in ("eval", "executor", "model", "selfplay", "train", "trr"):
+                    shutil.copy(os.path.join(HERE, f"{name}.py"), tmp)
+                for part in diff.split("--- ")[1:]:
+                    name, *lines = part.rstrip("\n").split("\n")
+                    path = os.path.join(tmp, name)
+                    with open(path, encoding="utf-8") as f:
+                        text = f.read()
+                    text = patch(self, text, lines)
+                    with open(path, "w", encoding="utf-8") as f:
+                        f.write(text)
+                done = subprocess.run([sys.executable, "-c", check], cwd=tmp, capture_output=True, text=True)
+                self.assertEqual(done.returncode, 0, done.stderr)
+
+
+def patch(test, text, lines):
+    """text with the hunks of a diff applied; a hunk ends where an added line is followed by another kind."""
+    old, new, hunks = [], [], []
+    for line, after in zip(lines, lines[1:] + ["-"]):
+        old += [line[1:]] if line[0] in " -" else []
+        new += [line[1:]] if line[0] in " +" else []
+        if line[0] == "+" and after[0] != "+":
+            hunks.append(("\n".join(old), "\n".join(new)))
+            old, new = [], []
+    for before, after in hunks:
+        test.assertEqual(text.count(before), 1, before)
+        text = text.replace(before, after)
+    return text
+
+
 class TestCommandLine(unittest.TestCase):
     def test_bad_arguments(self):
         """Unknown flags, two things at once, nothing, a missing folder, no CUDA: one line, exit code 2."""
