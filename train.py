@@ -16,7 +16,7 @@ Where we differ from the paper and from the authors' code:
    one bit: those carry none. `--ablation paper_batch` switches both back.
 4) Advantages below zero are dropped (`negative` = 0): a wrong reply is a long one of mostly right tokens, and pushing
    all of them down wears away tracing, the skill that the three kinds share. `--ablation full_blame` is Eq. 9 whole.
-5) Proposals weigh a fifth in the update (`propose_weight`): at full weight the proposer narrows its tasks, within 50
+5) Proposals weigh a tenth in the update (`propose_weight`): at full weight the proposer narrows its tasks, within 50
    steps, to chains of the few operations that still err, and the solver forgets the others.
 6) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 7) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
@@ -82,7 +82,7 @@ class Config:
     warmup_lr: float = 0.02       # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.004 # AdamW, for embedding, head and norms
     # --- self-play
-    steps: int = 120              # about 7 minutes on 2 cores
+    steps: int = 150              # about 8 minutes on 2 cores
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
@@ -112,12 +112,12 @@ class Config:
     skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
     negative: float = 0.0         # weight of negative advantages: a wrong reply is mostly right tokens, so blame is
                                   # noise; 1 is the whole of Eq. 9 (`--ablation full_blame`)
-    propose_weight: float = 0.2   # weight of the proposer's advantages (1 / lambda of Eq. 3): at 1 it soon writes
+    propose_weight: float = 0.1   # weight of the proposer's advantages (1 / lambda of Eq. 3): at 1 it soon writes
                                   # little but chains of the operations that err most, and the solver unlearns the rest
     optimizer: str = "adamw"      # adamw | muon
     lr: float = 5e-4              # AdamW; at twice this and 4 updates a step (kl .01) held-out accuracy falls
     muon_lr: float = 0.002
-    sharp_lr: float = 0.006       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
+    sharp_lr: float = 0.002       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
     minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
