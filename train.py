@@ -160,7 +160,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "full_blame": dict(negative=1.0),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True, previous_step=True,
-                         novelty_gate=False),
+                         novelty_gate=False, negative=1.0, propose_weight=1.0, sharp_lr=0.0),
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
@@ -255,7 +255,7 @@ def check(cfg):
         fail("--tries must be at least 2: one try says nothing about how hard a task is")
     if cfg.max_new + 100 > cfg.block_size:
         fail(f"--max_new {cfg.max_new} leaves less than 100 tokens of --block_size {cfg.block_size} for the prompt")
-    for name in ("patience", "lr_decay"):
+    for name in ("patience", "lr_decay", "negative"):
         if not 0 <= getattr(cfg, name) <= 1:
             fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
     if cfg.learner == "supervised" and cfg.proposer != "fixed":
@@ -885,6 +885,9 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         t1 = time.time()
 
         # 5) learn: advantages by cell, one pass over packed rollouts
+        rise, fall = (step + 1) / max(1, cfg.lr_warmup), (cfg.steps - step) / max(1, cfg.steps * cfg.lr_decay)
+        for g in (g for o in optimizers for g in o.param_groups):
+            g["lr"] = g.setdefault("peak", g["lr"]) * max(0.05, min(1.0, rise, fall))
         if cfg.learner == "supervised":
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
@@ -893,10 +896,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             used += proposals if cfg.proposer == "train" else []
             adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
-            rise, fall = (step + 1) / max(1, cfg.lr_warmup), (cfg.steps - step) / max(1, cfg.steps * cfg.lr_decay)
-            for g in (g for o in optimizers for g in o.param_groups):
-                g["lr"] = g.setdefault("peak", g["lr"]) * max(0.05, min(1.0, rise, fall))
-            adv = torch.where(adv < 0, adv * cfg.negative, adv)
+            adv = torch.where(adv < 0, adv * cfg.negative, adv)  # at 0 only what beat its cell's baseline is learnt
             adv *= torch.tensor([cfg.propose_weight if r.role == "propose" else 1.0 for r in used])
             stats = learn(cfg, model, optimizers, used, adv, rng) if used else Counter(grad_norm=0.0, kl_after=0.0)
         if stats is None:
