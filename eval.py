@@ -40,7 +40,7 @@ import numpy as np
 import torch
 
 from executor import Executor
-from model import GPT, GPTConfig, PAD, VOCAB_SIZE, generate, generate_naive, pad_rows
+from model import END, GPT, GPTConfig, PAD, VOCAB_SIZE, generate, generate_naive, pad_rows
 from selfplay import KINDS, MAX_DEPTH, Task, draw_programs, judge_answers, make_tasks, parse_answer, solve_prompt
 
 SUITE_SEED = 505_03335  # fixed: every run and every seed is measured on the same tasks
@@ -1056,6 +1056,27 @@ def plain_step(model, rows, optimizer):
     optimizer.step()
 
 
+def library_rate(model, prompts, steps, tries, dtype):
+    """Tokens/s of Hugging Face transformers' cached `generate` with the same architecture (Qwen3's), batch and lengths;
+    0.0 where it is not installed: it is no requirement of ours (`pip install transformers` adds the line)."""
+    try:
+        import transformers
+    except ImportError:
+        return 0.0
+    c = model.config
+    twin = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
+        vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.n_inner, num_hidden_layers=c.n_layer,
+        num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, head_dim=c.head_dim,
+        max_position_embeddings=c.block_size, tie_word_embeddings=c.tied)).eval().to(getattr(torch, dtype))
+    width = max(map(len, prompts))
+    idx = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts]).repeat_interleave(tries, 0)  # left-padded
+    start = time.perf_counter()
+    with torch.inference_mode():
+        twin.generate(idx, attention_mask=idx.ne(PAD).long(), do_sample=True, top_k=0, max_new_tokens=steps,
+                      min_new_tokens=steps, pad_token_id=PAD, eos_token_id=END, bos_token_id=END)
+    return len(idx) * steps / (time.perf_counter() - start)
+
+
 def bench(folder):
     """Sampling, learning and executing on this machine's CPU at the cpu preset's size, each beside its naive path, and
     as a share of what a large matrix product reaches here. Prints a table, writes bench.json."""
@@ -1092,6 +1113,7 @@ def bench(folder):
     torch.set_num_threads(cores)
     slow = seconds(lambda: generate_naive(model, draws[:4], steps, tries=1, stop=-1), 1)
     sampled, naive = 192 * 8 * steps / fast, 4 * steps / slow
+    library = max(library_rate(model, draws, steps, 8, dtype) for dtype in ("float32", "bfloat16"))  # its better one
 
     for prompt in draws * 4:
         rows.append(prompt + [rng.randrange(32, 300) for _ in range(rng.choice((10, 20, 40, 40, 80, 120)))])
@@ -1108,6 +1130,7 @@ def bench(folder):
         "machine": {"cores": cores, "dtype": cfg.dtype, "peak_gflops": peak / 1e9, "torch": torch.__version__},
         "sample": {"tokens_per_s": sampled, "float32_tokens_per_s": 192 * 8 * steps / fast32,
                    "naive_tokens_per_s": naive, "ratio": sampled / naive, "rollouts_per_s": sampled / steps,
+                   "library_tokens_per_s": library,
                    "share_of_peak": sampled * flops / peak},
         "learn": {"tokens_per_s": real / learn, "plain_tokens_per_s": real / plain, "ratio": plain / learn,
                   "padding": 1 - real / sum(b[0].numel() for b in batches),
@@ -1118,6 +1141,8 @@ def bench(folder):
     print(f"{'':22}{'fast':>12}{'naive':>12}{'ratio':>9}{'of peak':>9}")
     print(f"{'sampled tokens/s':22}{s['tokens_per_s']:12,.0f}{naive:12,.0f}{s['ratio']:8.0f}x{s['share_of_peak']:9.1%}")
     print(f"{'  rollouts/s (64 tok.)':22}{s['rollouts_per_s']:12,.0f}{naive / steps:12,.1f}")
+    if library:
+        print(f"{'  transformers generate':22}{'':12}{library:12,.0f}{sampled / library:8.1f}x")
     print(f"{'learnt tokens/s':22}{t['tokens_per_s']:12,.0f}{t['plain_tokens_per_s']:12,.0f}{t['ratio']:8.1f}x"
           f"{t['share_of_peak']:9.1%}   padding {t['padding']:.0%}")
     print(f"{'checked programs/s':22}{p['checked_per_s']:12,.0f}{p['fresh_process_per_s']:12,.0f}{p['ratio']:8.0f}x")
