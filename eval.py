@@ -1056,18 +1056,36 @@ def plain_step(model, rows, optimizer):
     optimizer.step()
 
 
-def library_rate(model, prompts, steps, tries, dtype):
-    """Tokens/s of Hugging Face transformers' cached `generate` with the same architecture (Qwen3's), batch and lengths;
-    0.0 where it is not installed: it is no requirement of ours (`pip install transformers` adds the line)."""
+def qwen3_twin(model):
+    """The same network as Hugging Face transformers' Qwen3, with the same weights under their names there; read from
+    right to left this is how to load a published decoder. None where transformers is not installed: it is no
+    requirement of ours (`pip install transformers`)."""
     try:
         import transformers
     except ImportError:
-        return 0.0
+        return None
     c = model.config
     twin = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
         vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.n_inner, num_hidden_layers=c.n_layer,
-        num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, head_dim=c.head_dim,
-        max_position_embeddings=c.block_size, tie_word_embeddings=c.tied)).eval().to(getattr(torch, dtype))
+        num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
+        max_position_embeddings=c.block_size, tie_word_embeddings=c.tied, rope_theta=c.rope_theta)).eval()
+    weights = {"model.embed_tokens": model.embed, "model.norm": model.norm, "lm_head": model.head}
+    weights = {f"{name}.weight": module.weight for name, module in weights.items()}
+    for i, b in enumerate(model.blocks):
+        kv = c.n_kv_head * c.head_dim
+        q, k, v = b.qkv.weight.split([c.n_head * c.head_dim, kv, kv])
+        gate, up = b.gate_up.weight.chunk(2)
+        weights.update({f"model.layers.{i}.{name}.weight": w for name, w in {
+            "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": b.proj.weight,
+            "self_attn.q_norm": b.q_norm.weight, "self_attn.k_norm": b.k_norm.weight, "mlp.gate_proj": gate,
+            "mlp.up_proj": up, "mlp.down_proj": b.down.weight, "input_layernorm": b.norm1.weight,
+            "post_attention_layernorm": b.norm2.weight}.items()})
+    twin.load_state_dict({name: w.detach().clone() for name, w in weights.items()})
+    return twin
+
+
+def library_rate(twin, prompts, steps, tries):
+    """Tokens/s of the library's cached `generate` with these weights, prompts and lengths."""
     width = max(map(len, prompts))
     idx = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts]).repeat_interleave(tries, 0)  # left-padded
     start = time.perf_counter()
@@ -1113,7 +1131,8 @@ def bench(folder):
     torch.set_num_threads(cores)
     slow = seconds(lambda: generate_naive(model, draws[:4], steps, tries=1, stop=-1), 1)
     sampled, naive = 192 * 8 * steps / fast, 4 * steps / slow
-    library = max(library_rate(model, draws, steps, 8, dtype) for dtype in ("float32", "bfloat16"))  # its better one
+    twin = qwen3_twin(model)                                                # its better number type counts
+    library = max(library_rate(twin.to(t), draws, steps, 8) for t in (torch.float32, torch.bfloat16)) if twin else 0.0
 
     for prompt in draws * 4:
         rows.append(prompt + [rng.randrange(32, 300) for _ in range(rng.choice((10, 20, 40, 40, 80, 120)))])
@@ -1124,6 +1143,27 @@ def bench(folder):
     torch.set_num_threads(cores)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4)
     plain = seconds(lambda: [plain_step(model, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1)
+
+    ladder = [("sampling: no cache, a row at a time", naive)]                # each rung is the one before and one idea
+    many = GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_head, n_embd=cfg.n_embd,
+                         block_size=cfg.block_size))
+    apart = [p for p in draws for _ in range(8)]
+    torch.set_num_threads(1)
+    for name, net, prompts, tries, dtype, threads in (
+            ("+ static cache, 256 rows a step", many, apart, 1, "float32", 1),
+            ("+ tries of a task share its prompt", many, draws, 8, "float32", 1),
+            ("+ one key and value head", model, draws, 8, "float32", 1),
+            ("+ products in " + cfg.dtype, model, draws, 8, cfg.dtype, 1),
+            ("+ a thread a core", model, draws, 8, cfg.dtype, network.THREADS)):
+        work = seconds(lambda: generate(net, prompts, steps, tries=tries, stop=-1, dtype=dtype, threads=threads), 2)
+        ladder.append((name, 192 * 8 * steps / work))
+    ladder.append(("learning: padded batches, all logits", real / plain))
+    for name, dtype, threads in (("+ rows of like length, reply's logits", "float32", 1),
+                                 ("+ products in " + cfg.dtype, cfg.dtype, 1),
+                                 ("+ a thread a core", cfg.dtype, network.THREADS)):
+        network.THREADS, before = threads, network.THREADS
+        ladder.append((name, real / seconds(lambda: train.accumulate(model, batches, train.demo_loss, dtype), 2)))
+        network.THREADS = before
     programs = executor.bench()
     flops = model.flops_per_token(80)
     result = {
@@ -1135,7 +1175,7 @@ def bench(folder):
         "learn": {"tokens_per_s": real / learn, "plain_tokens_per_s": real / plain, "ratio": plain / learn,
                   "padding": 1 - real / sum(b[0].numel() for b in batches),
                   "share_of_peak": 3 * real / learn * flops / peak},
-        "execute": programs}
+        "execute": programs, "ladder": ladder}
     s, t, p = result["sample"], result["learn"], programs
     print(f"{cores} cores, {cfg.dtype}, matrix products at {peak / 1e9:,.0f} GFLOP/s, {model.num_params():,} weights\n")
     print(f"{'':22}{'fast':>12}{'naive':>12}{'ratio':>9}{'of peak':>9}")
@@ -1146,7 +1186,10 @@ def bench(folder):
     print(f"{'learnt tokens/s':22}{t['tokens_per_s']:12,.0f}{t['plain_tokens_per_s']:12,.0f}{t['ratio']:8.1f}x"
           f"{t['share_of_peak']:9.1%}   padding {t['padding']:.0%}")
     print(f"{'checked programs/s':22}{p['checked_per_s']:12,.0f}{p['fresh_process_per_s']:12,.0f}{p['ratio']:8.0f}x")
-    print(f"1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n")
+    print("\nladder, tokens/s")
+    for name, rate in ladder:
+        print(f"  {name:40}{rate:10,.0f}")
+    print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n")
     print("naive: sampling without a cache, one row at a time; learning in one padded float32 batch with all logits;")
     print("a fresh interpreter for each program.")
     path = os.path.join(folder, "bench.json")

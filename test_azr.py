@@ -7,6 +7,7 @@ cores.
 """
 import contextlib
 import copy
+import importlib.util
 import io
 import itertools
 import json
@@ -172,6 +173,15 @@ class TestModel(unittest.TestCase):
         model, idx = small_model(), torch.randint(0, 300, (3, 9))
         select = torch.rand(3, 9) > 0.5
         self.assertTrue(torch.allclose(model(idx, select), model(idx)[select], atol=1e-5))
+
+    @unittest.skipUnless(importlib.util.find_spec("transformers"), "transformers is not installed")
+    def test_is_qwen3(self):
+        """The block is Qwen3's: under its names there the weights give the same logits, so published ones fit here."""
+        model, idx = small_model(12), torch.tensor(random_prompts(1, 3))
+        with torch.no_grad():
+            model.sharpness.zero_()
+            difference = evaluation.qwen3_twin(model)(idx).logits - model(idx)
+        self.assertLess(difference.abs().max().item(), 1e-3)
 
     def test_config_refused(self):
         """A shape that cannot work is refused by the field's name."""
