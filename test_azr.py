@@ -474,7 +474,7 @@ class TestLearning(unittest.TestCase):
             model, (prompt, reply) = small_model(9), ([1, 2], [3, END])
             before = {k: v.clone() for k, v in model.state_dict().items()}
             r = selfplay.Rollout("solve", "deduction", prompt, reply, [-1.0, -1.0])
-            train.learn(cfg, model, train.make_optimizers(model, False, 0.0, lr, 0.99, sharp_lr), [r],
+            train.learn(cfg, model, train.make_optimizers(model, False, 0.0, lr, 0.99, 1e-3, sharp_lr), [r],
                         torch.ones(1), random.Random(0))
             moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
             self.assertEqual("sharpness" in moved, sharp_lr > 0)

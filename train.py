@@ -14,8 +14,8 @@ Where we differ from the paper and from the authors' code:
 3) Tasks whose tries all earned the same are left out of the solver's update (`skip_flat`), and empty places of the
    solver's batch are filled from the buffer with tasks last seen to be learnable (`fill`). A rollout carries about
    one bit: those carry none. `--ablation paper_batch` switches both back.
-4) Advantages below zero are dropped (`negative` = 0): a wrong reply is a long one of mostly right tokens, and pushing
-   all of them down wears away tracing, the skill that the three kinds share. `--ablation full_blame` is Eq. 9 whole.
+4) AdamW's epsilon is far above the gradient's entries (`adam_eps`): steps are in proportion to the gradient. With the
+   usual one every weight moves by about the learning rate, and the noise of one-bit rewards wears tracing away.
 5) Proposals weigh a tenth in the update (`propose_weight`): at full weight the proposer narrows its tasks, within 50
    steps, to chains of the few operations that still err, and the solver forgets the others.
 6) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
@@ -82,7 +82,7 @@ class Config:
     warmup_lr: float = 0.02       # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.004 # AdamW, for embedding, head and norms
     # --- self-play
-    steps: int = 150              # about 8 minutes on 2 cores
+    steps: int = 60               # about 3 minutes on 2 cores; more of them add little and wear more away
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
@@ -110,14 +110,15 @@ class Config:
     average: str = "token"        # token (the authors' code) | sequence (Eq. 9)
     floor: float = 0.2            # least deviation that a cell's rewards are divided by
     skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
-    negative: float = 0.0         # weight of negative advantages: a wrong reply is mostly right tokens, so blame is
-                                  # noise; 1 is the whole of Eq. 9 (`--ablation full_blame`)
+    negative: float = 1.0         # weight of negative advantages; 0 learns from what beat its cell's baseline alone
     propose_weight: float = 0.1   # weight of the proposer's advantages (1 / lambda of Eq. 3): at 1 it soon writes
                                   # little but chains of the operations that err most, and the solver unlearns the rest
     optimizer: str = "adamw"      # adamw | muon
-    lr: float = 5e-4              # AdamW; at twice this and 4 updates a step (kl .01) held-out accuracy falls
+    lr: float = 1e-3              # AdamW
+    adam_eps: float = 1e-3        # far above the gradient's entries (1e-4), so that steps are in proportion to them;
+                                  # at 1e-8 every weight moves equally and the noise of one-bit rewards wears skill away
     muon_lr: float = 0.002
-    sharp_lr: float = 0.002       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
+    sharp_lr: float = 0.015       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
     minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
@@ -157,10 +158,10 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_references": dict(references=0),
     "global_baseline": dict(advantage="global"),
     "group_baseline": dict(advantage="group"),
-    "full_blame": dict(negative=1.0),
+    "no_blame": dict(negative=0.0),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True, previous_step=True,
-                         novelty_gate=False, negative=1.0, propose_weight=1.0, sharp_lr=0.0),
+                         novelty_gate=False, propose_weight=1.0, sharp_lr=0.0),
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
@@ -370,16 +371,16 @@ def tune_allocator():
             libc.mallopt(-2, 256 << 20)      # M_TOP_PAD: grow in large pieces
 
 
-def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95, sharp_lr=None):
+def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95, eps=1e-8, sharp_lr=None):
     """Muon for the blocks' matrices (half of AdamW's examples for the same accuracy in the warm-up), AdamW for the
     rest."""
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and n.startswith("blocks")]
     rest = [p for n, p in model.named_parameters() if not (p.dim() == 2 and n.startswith("blocks"))]
-    adam = dict(lr=adam_lr, betas=(0.9, beta2), weight_decay=0.0, fused=True)
+    adam = dict(lr=adam_lr, betas=(0.9, beta2), eps=eps, weight_decay=0.0, fused=True)
     if sharp_lr is not None:                          # self-play: a rate of its own
         rest = [p for p in rest if p is not model.sharpness]
     groups = [{"params": rest if muon else matrices + rest}]
-    groups += [{"params": [model.sharpness], "lr": sharp_lr}] if sharp_lr is not None else []
+    groups += [{"params": [model.sharpness], "lr": sharp_lr, "eps": 1e-8}] if sharp_lr is not None else []
     adamw = [torch.optim.AdamW(groups, **adam)]
     return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0)] + adamw if muon else adamw
 
@@ -834,7 +835,8 @@ OPEN = []  # the folder's lock and the executor, to close on the way out
 
 
 def self_play(cfg, model, ex, suite, banned, base_state, out):
-    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99, cfg.sharp_lr)
+    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99, cfg.adam_eps,
+                                 cfg.sharp_lr)
     path, first, spent = os.path.join(out, "ckpt.pt"), 0, 0.0
     if os.path.exists(path):
         data = load(path, ("config", "model", "optimizers", "game", "step", "minutes"))
