@@ -462,8 +462,8 @@ def demo_loss(model, batch):
 def base_key(cfg):
     """Name of a base network: a hash of the settings, the grammar and the vocabulary it comes from."""
     s = selfplay
-    makers = (s.random_value, s.near_miss, s.random_op, s.random_program, s.draw_programs, s.solver_depth, s.wrong_tries,
-              s.search, s.candidate_trace, s.demonstrations)
+    makers = (s.random_value, s.near_miss, s.random_op, s.random_program, s.draw_programs, s.solver_depth,
+              s.wrong_tries, s.search, s.candidate_trace, s.demonstrations)
     text = repr([[getattr(cfg, k) for k in BASE_FIELDS], s.OPS, s.LARGE_OPS, s.CHOSEN, s.MAX_TRIES, network.PIECES,
                  [inspect.getsource(f) for f in makers]])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
