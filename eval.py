@@ -1149,21 +1149,19 @@ def bench(folder):
                          block_size=cfg.block_size))
     apart = [p for p in draws for _ in range(8)]
     torch.set_num_threads(1)
-    for name, net, prompts, tries, dtype, threads in (
-            ("+ static cache, 256 rows a step", many, apart, 1, "float32", 1),
-            ("+ tries of a task share its prompt", many, draws, 8, "float32", 1),
-            ("+ one key and value head", model, draws, 8, "float32", 1),
-            ("+ products in " + cfg.dtype, model, draws, 8, cfg.dtype, 1),
-            ("+ a thread a core", model, draws, 8, cfg.dtype, network.THREADS)):
-        work = seconds(lambda: generate(net, prompts, steps, tries=tries, stop=-1, dtype=dtype, threads=threads), 2)
+    network.THREADS, threads = 1, network.THREADS
+    for name, net, prompts, tries, dtype in (("+ static cache, 256 rows a step", many, apart, 1, "float32"),
+                                             ("+ tries of a task share its prompt", many, draws, 8, "float32"),
+                                             ("+ one key and value head", model, draws, 8, "float32"),
+                                             ("+ products in " + cfg.dtype, model, draws, 8, cfg.dtype)):
+        work = seconds(lambda: generate(net, prompts, steps, tries=tries, stop=-1, dtype=dtype), 2)
         ladder.append((name, 192 * 8 * steps / work))
-    ladder.append(("learning: padded batches, all logits", real / plain))
-    for name, dtype, threads in (("+ rows of like length, reply's logits", "float32", 1),
-                                 ("+ products in " + cfg.dtype, cfg.dtype, 1),
-                                 ("+ a thread a core", cfg.dtype, network.THREADS)):
-        network.THREADS, before = threads, network.THREADS
+    ladder += [("+ a thread a core", sampled), ("learning: padded batches, all logits", real / plain)]
+    for name, dtype in (("+ rows of like length, reply's logits", "float32"),
+                        ("+ products in " + cfg.dtype, cfg.dtype)):
         ladder.append((name, real / seconds(lambda: train.accumulate(model, batches, train.demo_loss, dtype), 2)))
-        network.THREADS = before
+    ladder.append(("+ a thread a core", real / learn))
+    network.THREADS = threads
     programs = executor.bench()
     flops = model.flops_per_token(80)
     result = {
