@@ -37,7 +37,7 @@ PIECES = [
     # program frame and lines; the newline with its indentation is part of the piece, so a line starts with one token
     "def f(x):", "def f(", "\n    return x", "\n    return ", "\n    x = ", "\n    y = ", "\n    ", "\n        ",
     "\n        x = ", "\n        y = ", "\n    for v in x:", "\n    for ", "\n    if ", "\n        if ", "\n    else:",
-    "\n    elif ", "\n    while ", "\n            ", "\n", "  # ", "    ",
+    "\n    elif ", "\n    while ", "\n            ", "\n", "  # ", "  # from ", "    ",
     # operators and brackets
     " + ", " - ", " * ", " // ", " % ", " == ", " != ", " > ", " < ", " >= ", " <= ", " = ", " += ", " -= ",
     ", ", ": ", "'", "''", "[]", "()", "[", "]", "(", ")", "{", "}", "'.join(", "): ",
@@ -106,7 +106,7 @@ def decode(ids):
 class GPTConfig:
     vocab_size: int = VOCAB_SIZE
     block_size: int = 368      # longest sequence, prompt + reply, in tokens
-    n_layer: int = 2
+    n_layer: int = 3
     n_head: int = 4
     n_embd: int = 128          # d: width of the residual stream
     n_kv_head: int = 1         # n_head / n_kv_head query heads share keys and values: a smaller cache decodes faster
@@ -186,6 +186,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = c = config
         self.embed = nn.Embedding(c.vocab_size, c.n_embd)
+        # each embedding also carries a share of the token before, one learned gate a channel: the first layer can then
+        # look for "what followed this token earlier", for which attention alone needs two. At 0 it is a plain decoder
+        self.smear = nn.Parameter(torch.zeros(c.n_embd))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = RMSNorm(c.n_embd, c.norm_eps)
         self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
@@ -214,6 +217,7 @@ class GPT(nn.Module):
         assert T <= self.config.block_size, f"sequence of {T} tokens, block_size is {self.config.block_size}"
         bias = torch.full((T, T), -math.inf, device=idx.device).triu(1)
         cos, sin, x = self.cos[:T], self.sin[:T], self.embed(idx)
+        x = x + self.smear * F.pad(x, (0, 0, 1, 0))[:, :T]       # before the first token: nothing
         for block in self.blocks:
             q, k, v = block.heads(x, cos, sin)
             if cache is not None:
@@ -375,13 +379,14 @@ def _prefill(model, prompts, rows=64):
     return layers, lens, torch.cat(outs)
 
 
-def _step(model, token, position, caches, S):
-    """One decode step: token (B,) at position (B,), a row's own, is written to that column of the caches and attends
-    to the columns up to it. S: columns in use by any row, at least max(position) + 1. Returns logits (B, V)."""
+def _step(model, token, before, position, caches, S):
+    """One decode step: token (B,), which followed `before` (B,), at position (B,), a row's own, is written to that
+    column of the caches and attends to the columns up to it. S: columns in use by any row, at least max(position) + 1.
+    Returns logits (B, V)."""
     row = torch.arange(len(token), device=token.device)
     hidden = torch.arange(S, device=token.device) > position[:, None]
     bias = torch.zeros(len(token), S, device=token.device).masked_fill_(hidden, -math.inf)[:, None, None, None]
-    x = model.embed(token)[:, None]
+    x = (model.embed(token) + model.smear * model.embed(before))[:, None]
     cos, sin = model.cos[position][:, None], model.sin[position][:, None]  # (B, 1, 1, hd/2)
     for block, (k_cache, v_cache) in zip(model.blocks, caches):
         q, k, v = block.heads(x, cos, sin)
@@ -400,7 +405,8 @@ def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop, rows):
     # float32 also under bfloat16: a batched product over a strided bfloat16 cache would copy the cache every step
     caches = [tuple(torch.zeros(2, R, c.n_kv_head, P + max_new, c.head_dim)) for _ in range(c.n_layer)]
     row, waiting = torch.full((R,), -1), 0                        # place -> row of ids (-1: free); next row to start
-    t, token = torch.zeros(R, dtype=torch.long), torch.zeros(R, dtype=torch.long)
+    t, token, before = torch.zeros(3, R, dtype=torch.long)
+    last = torch.tensor([p[-1] for p in prompts])
     free = torch.ones(R, dtype=torch.bool)
     for tick in range(N * max_new + 1):
         if tick % 4 == 0 or len(row) < 32:                        # now and then: refilling and compacting copy caches
@@ -413,16 +419,17 @@ def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop, rows):
                 pick0, logp0 = pick(first[task], u[new, 0], temperature)
                 ids[new, 0], lps[new, 0], token[place] = pick0, logp0, pick0
                 row[place], t[place], free[place] = new, 0, (pick0 == stop) | (max_new == 1)
+                before[place] = last[task]
                 waiting += len(new)
             elif len(place) > 0.15 * len(row):                    # nobody waits: close ranks
                 stay = (~free).nonzero()[:, 0]
                 if len(stay) == 0:
                     break
                 caches = [(k[stay], v[stay]) for k, v in caches]
-                row, t, token, free = row[stay], t[stay], token[stay], free[stay]
+                row, t, free, token, before = row[stay], t[stay], free[stay], token[stay], before[stay]
         position = lens[row // tries] + t                         # of the token that was just sampled
-        logits = _step(model, token, position, caches, int(position.max()) + 1)
-        t = (t + 1).clamp(max=max_new - 1)
+        logits = _step(model, token, before, position, caches, int(position.max()) + 1)
+        t, before = (t + 1).clamp(max=max_new - 1), token
         token, logp = pick(logits, u[row, t], temperature)
         busy = ~free                                              # an ended row runs on until its place is taken
         ids[row[busy], t[busy]], lps[row[busy], t[busy]] = token[busy], logp[busy]
@@ -445,6 +452,7 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
     key = (id(model), R, S, max_new, temperature)
     if not capture or key not in _graphs:
         z = dict(token=torch.zeros(R, dtype=torch.long, device=device),
+                 before=torch.zeros(R, dtype=torch.long, device=device),
                  lens=torch.ones(R, dtype=torch.long, device=device), t=torch.zeros(1, dtype=torch.long, device=device),
                  u=torch.zeros(R, max_new, device=device), ids=torch.full((R, max_new), PAD, device=device),
                  lps=torch.zeros(R, max_new, device=device),
@@ -452,10 +460,10 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
                         for _ in range(c.n_layer)])
 
         def step():
-            out = _step(model, z["token"], z["lens"] + z["t"], z["cache"], S)
+            out = _step(model, z["token"], z["before"], z["lens"] + z["t"], z["cache"], S)
             z["t"] += 1
             token, logp = pick(out, z["u"].gather(1, z["t"].expand(R, 1))[:, 0], temperature)
-            z["token"].copy_(token)
+            z["before"].copy_(z["token"]), z["token"].copy_(token)
             z["ids"].index_copy_(1, z["t"], token[:, None])
             z["lps"].index_copy_(1, z["t"], logp[:, None])
 
@@ -467,6 +475,7 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
     z["t"].zero_(), z["ids"].fill_(PAD)
     token, logp = pick(logits, z["u"][:n, 0], temperature)
     z["token"][:n], z["ids"][:n, 0], z["lps"][:n, 0] = token, token, logp
+    z["before"][:n] = torch.tensor([p[-1] for p in prompts], device=device).repeat_interleave(tries)
     for t in range(1, max_new):
         replay()
         if t % 16 == 0 and bool((z["ids"][:n] == stop).any(1).all()):  # CPU-GPU sync point, one in 16 tokens
@@ -490,7 +499,7 @@ def _capture(step, z):
             step()
         results = []
         for run in (step, graph.replay):
-            z["t"].zero_(), z["token"].fill_(1)
+            z["t"].zero_(), z["token"].fill_(1), z["before"].fill_(1)
             for _ in range(min(3, z["ids"].shape[1] - 1)):
                 run()
             results.append((z["ids"][:, 1:4].clone(), z["lps"][:, 1:4].clone()))

@@ -428,6 +428,15 @@ def think_trace(steps):
     return ids
 
 
+def think_back(start, steps):
+    """Ids of a trace read backwards: each executed line, the last one first, with the value before it. This is how to
+    get from an output to an input that gives it, and as local as the trace."""
+    before, ids = [start] + [value for _, value in steps], []
+    for (line, _), value in reversed(list(zip(steps, before))):
+        ids += encode(f"\n    {line}  # from {value}")
+    return ids
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Demonstrations for the warm-up: (prompt, reply, weights), a weight in the loss for each token of the reply; 0 for what
 # is shown but not imitated
@@ -456,7 +465,7 @@ class Draw:
     traces: list               # per input: ([(line, value)], final value)
     value: object = None       # the first input as data
 
-    def message(self, rng, keep=0.7):
+    def message(self, rng, keep=0.9):
         return "".join(w for w in self.words if rng.random() < keep)
 
     def task(self, kind, rng):
@@ -595,23 +604,26 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
             if c == 3:
                 thought, answer = [think_trace(steps)], right
             else:
-                as_try = (lambda arg, trace, _: [(arg, 0), think_trace(trace)]) if c == 4 else \
-                    (lambda _, trace, __: list(candidate_trace(trace, False)))
-                last = [(d.inputs[0], CHOSEN), think_trace(steps)] if c == 4 else list(candidate_trace(steps, True))
-                thought, given_up = search([as_try(*f) for f in failed], last, budget, rng, cfg.patience)
+                as_try = abduction_try if c == 4 else induction_try
+                thought, given_up = search([as_try(arg, trace, False) for arg, trace, _ in failed],
+                                           as_try(d.inputs[0], steps, True), budget, rng, cfg.patience)
                 answer = (failed[thought.count(TRY) - 1][0 if c == 4 else 2], 0) if given_up else right
-            if not cfg.thoughts:
+            if not cfg.thoughts or rng.random() < cfg.hasty:
                 thought, answer = [], right
             demos.append(demo(solve_prompt(d.task(KINDS[c - 3], rng)), *thought, ANSWER, answer, END))
     return demos, hits1 + hits2
 
 
-def candidate_trace(steps, learn):
-    """An induction try: a program written line by line while it runs on the first shown input. In a wrong try the lines
-    are not imitated, only the values after them."""
-    for line, value in steps:
-        yield f"\n    {line}", int(learn)
-        yield f"  # {value}"
+def abduction_try(arg, steps, right):
+    """Backwards from the wanted output to an input, then forwards to see what that gives. In a wrong try the way to the
+    input is not imitated, only the check."""
+    return [(think_back(arg, steps), int(right)), (INPUT, CHOSEN), (arg, CHOSEN * right), think_trace(steps)]
+
+
+def induction_try(_, steps, right):
+    """A program written line by line while it runs on the first shown input. In a wrong try the lines are not imitated,
+    only the values after them."""
+    return [part for line, value in steps for part in ((f"\n    {line}", int(right)), f"  # {value}")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -621,7 +633,8 @@ def main():
     """One prompt, reply, parse and reward for each of the six role x kind cells, the replies from the generator."""
     from types import SimpleNamespace
     rng = random.Random(3)
-    cfg = SimpleNamespace(references=1, n_inputs=4, large=False, thoughts=True, patience=1.0, max_new=160)
+    cfg = SimpleNamespace(references=1, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=1.0,
+                          max_new=160)
     with Executor(workers=1) as ex:
         demos, _ = demonstrations(ex, rng, 400, cfg)
         for role in ROLES:

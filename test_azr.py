@@ -44,7 +44,7 @@ from selfplay import ANSWER, KINDS, Task
 from trr import advantages, policy_loss
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SMALL = SimpleNamespace(references=2, n_inputs=4, large=False, thoughts=True, patience=0.5, max_new=120)
+SMALL = SimpleNamespace(references=2, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=0.5, max_new=120)
 
 
 def small_model(seed=0, **kw):
@@ -57,6 +57,7 @@ def small_model(seed=0, **kw):
     with torch.no_grad():
         model.head.weight[END] += 0.3
         model.sharpness.fill_(0.2)
+        model.smear.normal_(std=0.5)
     return model
 
 
@@ -179,7 +180,7 @@ class TestModel(unittest.TestCase):
         """The block is Qwen3's: under its names there the weights give the same logits, so published ones fit here."""
         model, idx = small_model(12), torch.tensor(random_prompts(1, 3))
         with torch.no_grad():
-            model.sharpness.zero_()
+            model.sharpness.zero_(), model.smear.zero_()        # our two additions, off
             difference = evaluation.qwen3_twin(model)(idx).logits - model(idx)
         self.assertLess(difference.abs().max().item(), 1e-3)
 
@@ -427,6 +428,28 @@ class TestGame(unittest.TestCase):
         draws, _ = selfplay.draw_programs(self.ex, random.Random(1), [1, 2, 3, 4] * 10, 1, large=True)
         outs = self.ex.run([(d.program, d.inputs[0]) for d in draws])
         self.assertEqual([o.value for o in outs], [d.traces[0][1] for d in draws])
+
+    def test_thoughts_backwards_lead_to_the_input(self):
+        """Each line of a backward thought, run on the value written behind it, gives the value it came from."""
+        draws, _ = selfplay.draw_programs(self.ex, random.Random(3), [1, 2, 3, 4, 5] * 6, large=True)
+        for d in draws:
+            lines = decode(selfplay.think_back(d.inputs[0], d.traces[0][0])).split("\n    ")[1:]
+            pairs = [line.split("  # from ") for line in lines]
+            self.assertEqual(pairs[-1][1], d.inputs[0])
+            values = [d.traces[0][1]] + [v for _, v in pairs]         # later value, then the one it came from
+            if any("y" in line or "v in range" in line for line, _ in pairs):
+                continue                                             # a block's lines do not stand alone
+            for (line, before), after in zip(pairs, values):
+                got, = self.ex.run([(f"def f(x):\n    {line}\n    return x", before)])
+                self.assertEqual(got.value, after)
+
+    def test_hasty_demonstrations(self):
+        """`hasty` is the share of a solver's demonstrations that answer without a thought, in every kind."""
+        cfg = SimpleNamespace(**{**vars(SMALL), "hasty": 0.6})
+        demos, _ = selfplay.demonstrations(self.ex, random.Random(1), 1500, cfg)
+        for kind in KINDS:
+            replies = [r for p, r, _ in demos if p[0] == ID[f"<|solve_{kind}|>"]]
+            self.assertAlmostEqual(sum(r[0] == selfplay.ANSWER for r in replies) / len(replies), 0.6, delta=0.08)
 
     def test_banned_never_drawn(self):
         """No held-out pair, and from depth 2 on no held-out program, is ever drawn for the warm-up."""
@@ -1714,6 +1737,99 @@ class TestTaskFile(unittest.TestCase):
                 self.assertEqual((code, out), (2, ""))
                 self.assertTrue(err.split("\n")[-2].startswith("eval.py: "))
             self.assertEqual(call_eval(d, "--tasks", file + ".none")[0], 2)
+
+
+FUZZ = int(os.environ.get("FUZZ", 600))   # inputs an edge; FUZZ=100000 python test_azr.py TestFuzz
+
+
+def mutated(rng, text):
+    """The text with one to six places replaced, dropped, doubled or moved: nearly what was meant."""
+    for _ in range(rng.randint(1, 6)):
+        k, n = rng.randrange(len(text) + 1), rng.randint(0, 12)
+        text = rng.choice((text[:k] + rng.choice('"{}[]\\:,019eE.-+ \t\n\x00\u00e9\ud800<&') + text[k + 1:],
+                           text[:k] + text[k + n:], text[:k] + text[k:k + n] * 2 + text[k + n:],
+                           text[k:] + text[:k], text[:k] + rng.choice(("null", "1e999", "[[", "9" * 30)) + text[k:]))
+    return text
+
+
+class TestFuzz(unittest.TestCase):
+    """Random and mutated input at each edge: a result, or one line and exit code 2; never another exception."""
+
+    def edge(self, call, *args):
+        """Whether the call returned; a refusal must be exit code 2 and one line."""
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
+            try:
+                call(*args)
+                return True
+            except SystemExit as stop:
+                self.assertEqual(stop.code, 2, args)
+        self.assertEqual(err.getvalue().count("\n"), 1, err.getvalue())
+        return False
+
+    def test_flags(self):
+        """Command lines of real flags with wild values."""
+        rng, names = random.Random(0), [f.name for f in train.fields(train.Config)] + ["preset", "ablation", "sead", ""]
+        wild = ["", "0", "1", "-1", "3", "0.5", "nan", "1e999", "-inf", "9" * 400, "true", "trr", "cpu", "gpu", "full",
+                "deduction,deduction", "é\ud800", "\x00", "[]", "--", "=", "1_0", "٣"]
+        passed = 0
+        for _ in range(FUZZ):
+            argv = [a for _ in range(rng.randint(1, 3)) for a in (
+                ("--" + rng.choice(names), rng.choice(wild)) if rng.random() < 0.7 else
+                (mutated(rng, "--steps=12"),))]
+            if "--help" not in argv and "-h" not in argv:
+                passed += self.edge(train.parse, argv)
+        self.assertTrue(0 < passed < FUZZ)
+
+    def test_config_files(self):
+        """config.json of a run to resume, edited by a stranger."""
+        rng, good = random.Random(1), json.dumps(train.asdict(train.Config()))
+        passed = 0
+        with tempfile.TemporaryDirectory() as d:
+            for _ in range(FUZZ):
+                with open(os.path.join(d, "config.json"), "w", encoding="utf-8", errors="surrogatepass") as f:
+                    f.write(mutated(rng, good))
+                passed += self.edge(lambda: train.check(train.read_config(d)))
+        self.assertTrue(0 < passed < FUZZ)
+
+    def test_task_files(self):
+        """--tasks: each mutated line is run or named, none is lost."""
+        rng = random.Random(2)
+        row = json.dumps({"code": "def f(x):\n    return x", "input": "1", "output": "1", "id": "a"})
+        with tempfile.TemporaryDirectory() as d, executor.Executor(workers=2, timeout=0.2) as ex:
+            path, left = os.path.join(d, "tasks.jsonl"), FUZZ
+            while left > 0:
+                lines = [mutated(rng, row).replace("\n", " ") + "\n" for _ in range(min(left, 2000))]
+                with open(path, "w", encoding="utf-8", errors="surrogatepass") as f:
+                    f.writelines(lines)
+                with contextlib.redirect_stderr(io.StringIO()):
+                    tasks, bad = evaluation.read_tasks(ex, path)
+                self.assertEqual(len(tasks) // 2 + bad, len(lines))
+                left -= len(lines)
+
+    def test_reports(self):
+        """A run's folder with each file mutated still gives a page in which no tag was smuggled, or one line."""
+        rng, row = random.Random(3), {"phase": "selfplay", "step": 1, "minutes": 1.0, "rollouts": 9,
+                                      "solve": {k: 0.5 for k in KINDS}, "rates": {k: [1, 2, 3] for k in KINDS},
+                                      "reward": {"solve/deduction": 0.1}, "tasks": [
+                                          {"kind": "deduction", "program": "<script>", "inputs": ["1"], "outputs": [],
+                                           "message": "", "rate": 0.5, "tries": [
+                                               {"reply": "<img>", "answer": None, "verdict": "wrong"}]}]}
+        with tempfile.TemporaryDirectory() as d:
+            made_up_run(os.path.join(d, "run"), 1, 0.6)
+            run, passed = os.path.join(d, "run"), 0
+            good = {name: open(os.path.join(run, name)).read() for name in ("config.json", "eval.json")}
+            good["metrics.jsonl"] = (json.dumps(row) + "\n") * 2
+            for n in range(max(1, FUZZ // 10)):      # a page takes milliseconds; FUZZ / 10 pages of three files each
+                for name, text in good.items():
+                    with open(os.path.join(run, name), "w", encoding="utf-8", errors="surrogatepass") as f:
+                        f.write(mutated(rng, text) if rng.random() < 0.8 else text)
+                if self.edge(evaluation.report, run):
+                    passed += 1
+                    page = open(os.path.join(run, "report.html"), encoding="utf-8").read()
+                    self.assertNotIn("<script", page)
+                    self.assertNotIn("<img", page)
+            self.assertGreater(passed, 0)
 
 
 class TestLoading(unittest.TestCase):

@@ -68,7 +68,7 @@ class Config:
     workers: int = 2              # executor lanes; the results do not depend on it
     unsafe_executor: bool = False # run model text without the kernel wall (macOS, some containers): at your own risk
     # --- model
-    n_layer: int = 2              # at equal time on 2 cores 2 x 128 learnt the tasks better than 3 x 64 and 3 x 96
+    n_layer: int = 3              # at equal warm-up time 3 x 128 beats 2 x 128, 3 x 64 and 3 x 96
     n_head: int = 4
     n_kv_head: int = 1            # fewer: a smaller cache and faster sampling
     n_embd: int = 128
@@ -76,13 +76,14 @@ class Config:
     # --- warm-up: the "base model"
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
+    hasty: float = 0.6            # share of a solver's demonstrations that answer at once, without a thought: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, not a skill
-    warmup_steps: int = 2000
-    warmup_batch: int = 64        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
-    warmup_lr: float = 0.02       # Muon, for the matrices of the blocks
-    warmup_adam_lr: float = 0.004 # AdamW, for embedding, head and norms
+    warmup_steps: int = 2500
+    warmup_batch: int = 96        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
+    warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
+    warmup_adam_lr: float = 0.008 # AdamW, for embedding, head and norms
     # --- self-play
-    steps: int = 60               # about 3 minutes on 2 cores; more of them add little and wear more away
+    steps: int = 100              # about 4 minutes on 2 cores
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
@@ -165,7 +166,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
-    "careful_base": dict(patience=1.0),
+    "careful_base": dict(hasty=0.0, patience=1.0),
 }
 
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
@@ -174,9 +175,9 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
            "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
            "optimizer": ("adamw", "muon")}
 # what a base network depends on; runs that agree in these share it
-BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "patience",
-               "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs", "max_new",
-               "suite_n", "dtype", "device")
+BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty",
+               "patience", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs",
+               "max_new", "suite_n", "dtype", "device")
 
 
 def fail(message):
@@ -256,7 +257,7 @@ def check(cfg):
         fail("--tries must be at least 2: one try says nothing about how hard a task is")
     if cfg.max_new + 100 > cfg.block_size:
         fail(f"--max_new {cfg.max_new} leaves less than 100 tokens of --block_size {cfg.block_size} for the prompt")
-    for name in ("patience", "lr_decay", "negative"):
+    for name in ("hasty", "patience", "lr_decay", "negative"):
         if not 0 <= getattr(cfg, name) <= 1:
             fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
     if cfg.learner == "supervised" and cfg.proposer != "fixed":
@@ -317,6 +318,23 @@ def load(path, wanted):
     if not isinstance(data, dict) or data.get("version") != 1 or not set(wanted) <= set(data):
         fail(f"{path} is not a nanoAZR checkpoint of version 1: give a run's folder, or delete the file")
     return data
+
+
+def read_config(out):
+    """The Config of a run's config.json, each field checked for its type: the file may have been edited by hand."""
+    try:
+        with open(os.path.join(out, "config.json"), encoding="utf-8") as f:
+            stored = json.load(f)
+        values = {f.name: stored[f.name] for f in fields(Config)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        fail(f"{out} holds no run to resume ({type(error).__name__}: {error})")
+    for f in fields(Config):
+        v = values[f.name]
+        if f.type is float and type(v) is int and abs(v) < 1e9:
+            values[f.name] = float(v)
+        elif type(v) is not f.type:
+            fail(f"{out}/config.json: {f.name} must be a {f.type.__name__}, not {str(v)[:40]!r}")
+    return Config(**values)
 
 
 def lock(folder):
@@ -463,7 +481,8 @@ def base_key(cfg):
     """Name of a base network: a hash of the settings, the grammar and the vocabulary it comes from."""
     s = selfplay
     makers = (s.random_value, s.near_miss, s.random_op, s.random_program, s.draw_programs, s.solver_depth,
-              s.wrong_tries, s.search, s.candidate_trace, s.demonstrations)
+              s.wrong_tries, s.search, s.think_trace, s.think_back, s.abduction_try, s.induction_try,
+              s.demonstrations)
     text = repr([[getattr(cfg, k) for k in BASE_FIELDS], s.OPS, s.LARGE_OPS, s.CHOSEN, s.MAX_TRIES, network.PIECES,
                  [inspect.getsource(f) for f in makers]])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -940,7 +959,7 @@ def fixed_set(cfg, ex, banned):
     supervised learning their demonstrations (worked thoughts included: the strongest teacher this grammar has)."""
     rng, kinds = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(",")
     if cfg.learner == "supervised":
-        demos, careful = [], replace(cfg, patience=1.0)
+        demos, careful = [], replace(cfg, hasty=0.0, patience=1.0)
         solver = {network.ID[f"<|solve_{k}|>"] for k in kinds}
         while len(demos) < cfg.fixed_tasks:
             demos += [d for d in selfplay.demonstrations(ex, rng, 2000, careful, banned)[0]
@@ -1041,12 +1060,7 @@ def main(argv=None):
         return grid(cfg, args, argv)
     if args.resume:
         out = args.resume.rstrip("/")
-        try:
-            with open(os.path.join(out, "config.json"), encoding="utf-8") as f:
-                stored = json.load(f)
-            cfg = Config(**{f.name: stored[f.name] for f in fields(Config)})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fail(f"{out} holds no run to resume ({type(error).__name__}: {error})")
+        cfg = read_config(out)
         if len(argv) > 2:
             fail("--resume takes its settings from the run's config.json: give no other flag")
         check(cfg)
