@@ -119,7 +119,7 @@ class Config:
     adam_eps: float = 1e-3        # far above the gradient's entries (1e-4), so that steps are in proportion to them;
                                   # at 1e-8 every weight moves equally and the noise of one-bit rewards wears skill away
     muon_lr: float = 0.002
-    sharp_lr: float = 0.015       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
+    sharp_lr: float = 0.008       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
     minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
