@@ -95,7 +95,7 @@ class Config:
     seed_tasks: int = 128         # tasks a kind before the first update (the paper: 256), all from the identity program
     proposer: str = "train"       # train | frozen (writes, not updated) | random (generator) | fixed (a set of tasks)
     fixed_tasks: int = 10000      # size of that set, for proposer = fixed
-    learner: str = "rl"           # rl | supervised (gold demonstrations of the fixed set: a control)
+    learner: str = "rl"           # rl | supervised (the fixed set's gold answers) | worked (and their thoughts)
     fill: str = "learnable"       # learnable | uniform: which buffer tasks fill the solver's batch
     novelty_gate: bool = True     # a program seen before is not valid
     length_gate: bool = True      # bounds lines and values of proposals
@@ -146,14 +146,17 @@ PRESETS = {
                 references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256),
 }
 
+SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, adam_eps=1e-8, sharp_lr=0.0, minibatches=16)
 ABLATIONS = {  # each differs from full by what it names; the README's table is made of these
     "full": {},
     "solver_only": dict(proposer="frozen"),
     "random_tasks": dict(proposer="random"),
     "fixed_10k_rl": dict(proposer="fixed", fixed_tasks=10000),
     "fixed_50k_rl": dict(proposer="fixed", fixed_tasks=50000),
-    "supervised_10k": dict(proposer="fixed", learner="supervised", fixed_tasks=10000),
-    "supervised_50k": dict(proposer="fixed", learner="supervised", fixed_tasks=50000),
+    # supervised updates are far less noisy than RL's: the warm-up's optimizer and many small batches serve them best
+    "supervised_10k": dict(proposer="fixed", learner="supervised", fixed_tasks=10000, **SUPERVISED),
+    "supervised_50k": dict(proposer="fixed", learner="supervised", fixed_tasks=50000, **SUPERVISED),
+    "worked_10k": dict(proposer="fixed", learner="worked", fixed_tasks=10000, **SUPERVISED),
     "deduction_only": dict(kinds="deduction"),
     "no_induction": dict(kinds="deduction,abduction"),
     "no_references": dict(references=0),
@@ -170,7 +173,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
 }
 
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
-           "proposer": ("train", "frozen", "random", "fixed"), "learner": ("rl", "supervised"),
+           "proposer": ("train", "frozen", "random", "fixed"), "learner": ("rl", "supervised", "worked"),
            "fill": ("learnable", "uniform"), "proposer_reward": ("learnability", "uncertainty", "valid", "none"),
            "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
            "optimizer": ("adamw", "muon")}
@@ -260,8 +263,8 @@ def check(cfg):
     for name in ("hasty", "patience", "lr_decay", "negative"):
         if not 0 <= getattr(cfg, name) <= 1:
             fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
-    if cfg.learner == "supervised" and cfg.proposer != "fixed":
-        fail("--learner supervised learns from the fixed set of tasks: add --proposer fixed")
+    if cfg.learner != "rl" and cfg.proposer != "fixed":
+        fail(f"--learner {cfg.learner} learns from the fixed set of tasks: add --proposer fixed")
     if cfg.samples > 64:
         fail("--samples above 64 is not supported")
     if cfg.device == "cuda" and not torch.cuda.is_available():
@@ -890,7 +893,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             tasks = choose_tasks(cfg, game, fresh, rng)
 
         # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
-        if cfg.learner == "supervised":
+        if cfg.learner != "rl":
             solves, seconds = [], 0.0
         else:
             solves, seconds = solve(cfg, model, ex, tasks, step)
@@ -909,7 +912,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         rise, fall = (step + 1) / max(1, cfg.lr_warmup), (cfg.steps - step) / max(1, cfg.steps * cfg.lr_decay)
         for g in (g for o in optimizers for g in o.param_groups):
             g["lr"] = g.setdefault("peak", g["lr"]) * max(0.05, min(1.0, rise, fall))
-        if cfg.learner == "supervised":
+        if cfg.learner != "rl":
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
             worth = {g for g in range(len(tasks)) if len({r.reward for r in solves[g * cfg.tries:][:cfg.tries]}) > 1}
@@ -955,11 +958,12 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
 
 
 def fixed_set(cfg, ex, banned):
-    """The labelled control: a fixed set of generated tasks with gold outputs, equal shares of the kinds, and for
-    supervised learning their demonstrations (worked thoughts included: the strongest teacher this grammar has)."""
+    """The labelled control: a fixed set of generated tasks with gold outputs, equal shares of the kinds. For supervised
+    learning it comes as demonstrations: the gold answer at once, which is what a label is, or behind a worked thought
+    that never gives up, the strongest teacher this grammar has."""
     rng, kinds = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(",")
-    if cfg.learner == "supervised":
-        demos, careful = [], replace(cfg, hasty=0.0, patience=1.0)
+    if cfg.learner != "rl":
+        demos, careful = [], replace(cfg, hasty=float(cfg.learner == "supervised"), patience=1.0)
         solver = {network.ID[f"<|solve_{k}|>"] for k in kinds}
         while len(demos) < cfg.fixed_tasks:
             demos += [d for d in selfplay.demonstrations(ex, rng, 2000, careful, banned)[0]
@@ -973,14 +977,20 @@ def fixed_set(cfg, ex, banned):
 
 
 def imitate(cfg, model, optimizers, demos, rng):
-    """One supervised update on as many demonstrations as an RL step has solver rollouts (a control)."""
+    """Supervised updates (a control): as many demonstrations a step as an RL step has solver rollouts."""
+    total = Counter(grad_norm=0.0, kl_after=0.0)
     mine = rng.sample(demos, min(len(demos), cfg.tasks * len(KINDS) * cfg.tries))
-    batches = demo_batches(mine, cfg)
-    losses = accumulate(model, batches, demo_loss, cfg.dtype)
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
-    for o in optimizers:
-        o.step()
-    return Counter(grad_norm=norm, kl_after=0.0, loss=float(sum(losses)), cells=sum(b[0].numel() for b in batches))
+    size = -(-len(mine) // cfg.minibatches)
+    for at in range(0, len(mine), size):
+        batches = demo_batches(mine[at:at + size], cfg)
+        losses = accumulate(model, batches, demo_loss, cfg.dtype)
+        total["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
+        total["loss"], total["cells"] = float(sum(losses)), total["cells"] + sum(b[0].numel() for b in batches)
+        if not math.isfinite(total["grad_norm"]):
+            return None
+        for o in optimizers:
+            o.step()
+    return total
 
 
 def run(cfg, args, out):
