@@ -51,7 +51,7 @@ MISSING = (KeyError, IndexError, TypeError, ValueError, AttributeError, Arithmet
 
 def fail(message):
     """One line that says what to do, exit code 2. The message may quote a stranger's file, so line ends are folded."""
-    print("eval.py: " + " ".join(str(message).split()), file=sys.stderr)
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -434,14 +434,29 @@ NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 2, 10), "large": (bool, 0, 
           "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536)}  # type, least, most
 
 
-def write_text(path, text):
-    """Whole or not at all: write beside, then rename."""
+def save(path, payload):
+    """Write text or a checkpoint beside, sync, rename: at every moment `path` is the old file or the new one, whole."""
+    tmp = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(path + ".tmp", "w", encoding="utf-8", errors="replace") as f:  # model text may hold lone surrogates
-            f.write(text)
-        os.replace(path + ".tmp", path)
-    except OSError as e:
-        fail(f"cannot write {path} ({e.strerror}); free some space or choose another folder")
+        with open(tmp, "wb") as f:
+            if isinstance(payload, str):
+                f.write(payload.encode("utf-8", "replace"))  # model text may hold lone surrogates
+            else:
+                torch.save(payload, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except BaseException:
+        if os.path.exists(tmp):
+            os.remove(tmp)  # a full disk needs the room
+        raise
+
+
+def write_text(path, text):
+    try:
+        save(path, text)
+    except OSError as error:
+        fail(f"cannot write {path} ({error.strerror}); free some space or choose another folder")
 
 
 def read_json(path):
@@ -467,6 +482,22 @@ def read_metrics(folder):
     except OSError:
         pass
     return [r for r in records if isinstance(r, dict)]
+
+
+def load(path, wanted):
+    """A checkpoint, read without executing anything in it (weights_only) and checked for its keys and version."""
+    try:
+        with zipfile.ZipFile(path) as archive:     # torch does not look at the checksums: a flipped bit would pass
+            if archive.testzip():
+                raise ValueError("a checksum does not match")
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        fail(f"{path} does not exist: wait for the first checkpoint, or give another folder")
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file; all mean the same to the user
+        fail(f"{path} is no readable checkpoint ({type(error).__name__}): give a run's folder, or delete the file")
+    if not isinstance(data, dict) or data.get("version") != 1 or not set(wanted) <= set(data):
+        fail(f"{path} is not a nanoAZR checkpoint of version 1: give a run's folder, or delete the file")
+    return data
 
 
 def load_weights(path, config, state):
@@ -498,10 +529,7 @@ def load_weights(path, config, state):
 
 
 def load_run(path, device="cpu"):
-    """(config, model, base model or None) of a run's folder; anything torn, flipped or foreign ends in fail().
-
-    weights_only=True keeps the unpickler from running code; torch does not check the archive's checksums, so zipfile
-    does: a flipped byte in a weight would otherwise load without a word."""
+    """(config, model, base model or None) of a run's folder; anything torn, flipped or foreign ends in fail()."""
     config = read_json(os.path.join(path, "config.json"))
     if config is None:
         fail(f"{path} has no readable config.json; give the folder of a run (train.py prints it)")
@@ -510,20 +538,9 @@ def load_run(path, device="cpu"):
             fail(f"{path}/config.json: {name} is missing or not a {kind.__name__} from {low} to {high}; "
                  "give the folder of a run of this version")
     file = os.path.join(path, "ckpt.pt")
-    try:
-        with zipfile.ZipFile(file) as z:
-            if z.testzip():
-                raise zipfile.BadZipFile("a checksum is wrong")
-        data = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        fail(f"{path} has no ckpt.pt yet; wait for the run's first checkpoint, or give another folder")
-    except Exception as e:  # torch and zipfile raise a dozen classes on hostile bytes, and all of them mean the same
-        fail(f"{file} is damaged or foreign ({str(e).splitlines()[0][:100] if str(e) else type(e).__name__}); "
-             f"copy it anew or train again")
-    if not isinstance(data, dict) or data.get("version") != 1:
-        fail(f"{file} is no nanoAZR checkpoint of version 1; train again with this version's train.py")
-    model = load_weights(file, data.get("gpt"), data.get("model"))
-    base = None if data.get("base") is None else load_weights(file, data["gpt"], data["base"]).to(device)
+    data = load(file, ("gpt", "model", "base"))
+    model = load_weights(file, data["gpt"], data["model"])
+    base = None if data["base"] is None else load_weights(file, data["gpt"], data["base"]).to(device)
     return config, model.to(device), base
 
 

@@ -207,17 +207,26 @@ class GPT(nn.Module):
         self.register_buffer("cos", angles.cos()[:, None], persistent=False)  # (block_size, 1, hd/2)
         self.register_buffer("sin", angles.sin()[:, None], persistent=False)
 
-    def forward(self, idx, select=None, cache=None):
-        """idx (B, T), right-padded -> logits (B, T, V); with select, a bool mask (B, T), only those rows: (M, V).
+    def forward(self, idx, select=None, cache=None, tree=None):
+        """idx (B, T), right-padded -> logits (B, T, V); with select, a bool mask (B, T) or a pair of indices, only
+        those rows: (M, V).
 
         Padding needs no mask: it stands to the right of everything real, where causal attention never looks. The
         head is a fifth of a small model's work and prompts need none of it, hence `select`. cache, a list, collects
-        each layer's (k, v), the sampler's prefill."""
-        B, T = idx.shape
-        assert T <= self.config.block_size, f"sequence of {T} tokens, block_size is {self.config.block_size}"
-        bias = torch.full((T, T), -math.inf, device=idx.device).triu(1)
-        cos, sin, x = self.cos[:T], self.sin[:T], self.embed(idx)
-        x = x + self.smear * F.pad(x, (0, 0, 1, 0))[:, :T]       # before the first token: nothing
+        each layer's (k, v), the sampler's prefill. tree: (position, previous, branch), each (B, T), when a row is a
+        prompt with several replies behind it: a reply's tokens see the prompt and their own branch only."""
+        T = idx.shape[1]
+        bias, x = torch.full((T, T), -math.inf, device=idx.device).triu(1), self.embed(idx)
+        if tree is None:
+            assert T <= self.config.block_size, f"sequence of {T} tokens, block_size is {self.config.block_size}"
+            cos, sin = self.cos[:T], self.sin[:T]
+            x = x + self.smear * F.pad(x, (0, 0, 1, 0))[:, :T]   # before the first token: nothing
+        else:
+            position, previous, branch = tree
+            other = (branch[:, None, :] > 0) & (branch[:, None, :] != branch[:, :, None])
+            bias = bias.masked_fill(other, -math.inf)[:, None, None]                          # (B, 1, 1, T, T)
+            cos, sin = self.cos[position], self.sin[position]                                 # (B, T, 1, hd/2)
+            x = x + self.smear * self.embed(idx.gather(1, previous)) * (position > 0)[..., None]
         for block in self.blocks:
             q, k, v = block.heads(x, cos, sin)
             if cache is not None:
@@ -239,12 +248,16 @@ class GPT(nn.Module):
             + 4 * c.n_layer * c.n_head * c.head_dim * context
 
 
-def logprobs(model, idx, mask, temperature=1.0):
+def logprobs(model, idx, mask, temperature=1.0, tree=None):
     """Log-probs of the tokens of idx (B, T) where mask (B, T) is true, in row order: (M,), float32. mask[:, 0] must be
-    false (nothing predicts the first token). Also returns the entropy (M,) of each prediction, detached."""
-    select = torch.zeros_like(mask)
-    select[:, :-1] = mask[:, 1:]                                   # the prediction of token t sits at t - 1
-    logp = F.log_softmax(model(idx, select).float() / temperature, -1)
+    false (nothing predicts the first token). Also returns the entropy (M,) of each prediction, detached. tree: see
+    GPT.forward."""
+    if tree is None:
+        select = torch.zeros_like(mask)
+        select[:, :-1] = mask[:, 1:]                               # the prediction of token t sits at t - 1,
+    else:
+        select = mask.nonzero()[:, 0], tree[1][mask]               # or where its own branch says
+    logp = F.log_softmax(model(idx, select, tree=tree).float() / temperature, -1)
     entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
     return logp.gather(-1, idx[mask][:, None])[:, 0], entropy
 

@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import pickle
 import random
 import shutil
@@ -508,8 +509,8 @@ class TestLearning(unittest.TestCase):
         self.assertNotEqual(PAD, END)
         cfg = train.Config(device="cpu", micro_tokens=512)
         r = selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [-1.0, -1.0])
-        (idx, mask, old, adv, norm), = train.rollout_batches([r], torch.ones(1), cfg)
-        self.assertEqual(idx[mask].tolist(), [3, END])
+        (idx, tree, mask, old, adv, norm), = train.rollout_batches([r], torch.ones(1), cfg)
+        self.assertEqual(idx[tree[2] > 0].tolist(), [3, END])
         self.assertEqual((norm, mask.sum().item()), (2, 2))
 
     def test_micro_batches_and_threads_give_one_gradient(self):
@@ -531,6 +532,26 @@ class TestLearning(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.ex.close()
+
+    def test_tries_that_share_a_row(self):
+        """A prompt with several replies behind it in one row gives the log-probs and the gradient of a row each."""
+        model, prompts = small_model(3), random_prompts(9, 2)
+        replies, logps = generate(model, prompts, 40, tries=8, seed=1)
+        rollouts = [selfplay.Rollout("solve", "deduction", prompts[i // 8], r, lp)
+                    for i, (r, lp) in enumerate(zip(replies, logps))]
+        random.Random(0).shuffle(rollouts)
+        cfg, adv, grads, cells = train.Config(device="cpu", micro_tokens=1000), torch.randn(len(rollouts)), [], []
+        for longest in (0, 100, 10_000):
+            with unittest.mock.patch.object(train, "SHARED", longest):
+                batches = train.rollout_batches(rollouts, adv, cfg)
+            stats = train.accumulate(model, batches, lambda m, b: train.rollout_loss(m, b, cfg), "float32")
+            self.assertLess(sum(float(s["kl"]) for s in stats), 1e-5, "not the sampler's log-probs")
+            self.assertEqual(sum(float(s["tokens"]) for s in stats), sum(map(len, replies)))
+            grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+            cells.append(sum(b[0].numel() for b in batches))
+        self.assertLess(cells[2], cells[0])
+        for g in grads[1:]:
+            self.assertLess((g - grads[0]).abs().max().item(), 1e-4 * grads[0].abs().max().item() + 1e-6)
 
     def test_overfits_one_demonstration(self):
         """The warm-up's loss on one fixed demonstration falls to almost nothing."""
@@ -1735,7 +1756,7 @@ class TestTaskFile(unittest.TestCase):
                     f.write(text)
                 code, out, err = call_eval(d, "--tasks", file)
                 self.assertEqual((code, out), (2, ""))
-                self.assertTrue(err.split("\n")[-2].startswith("eval.py: "))
+                self.assertTrue(err.split("\n")[-2].startswith("error: "))
             self.assertEqual(call_eval(d, "--tasks", file + ".none")[0], 2)
 
 
@@ -1818,7 +1839,7 @@ class TestFuzz(unittest.TestCase):
         with tempfile.TemporaryDirectory() as d:
             made_up_run(os.path.join(d, "run"), 1, 0.6)
             run, passed = os.path.join(d, "run"), 0
-            good = {name: open(os.path.join(run, name)).read() for name in ("config.json", "eval.json")}
+            good = {name: pathlib.Path(run, name).read_text() for name in ("config.json", "eval.json")}
             good["metrics.jsonl"] = (json.dumps(row) + "\n") * 2
             for n in range(max(1, FUZZ // 10)):      # a page takes milliseconds; FUZZ / 10 pages of three files each
                 for name, text in good.items():
@@ -1826,7 +1847,7 @@ class TestFuzz(unittest.TestCase):
                         f.write(mutated(rng, text) if rng.random() < 0.8 else text)
                 if self.edge(evaluation.report, run):
                     passed += 1
-                    page = open(os.path.join(run, "report.html"), encoding="utf-8").read()
+                    page = pathlib.Path(run, "report.html").read_text(encoding="utf-8")
                     self.assertNotIn("<script", page)
                     self.assertNotIn("<img", page)
             self.assertGreater(passed, 0)
@@ -1844,7 +1865,7 @@ class TestLoading(unittest.TestCase):
             evaluation.load_run(self.folder)
         self.assertEqual(caught.exception.code, 2)
         self.assertEqual(err.getvalue().count("\n"), 1)
-        self.assertTrue(err.getvalue().startswith("eval.py: "))
+        self.assertTrue(err.getvalue().startswith("error: "))
         return err.getvalue()
 
     def test_a_whole_one_loads(self):
