@@ -41,7 +41,8 @@ import torch
 
 from executor import Executor
 from model import END, GPT, GPTConfig, PAD, VOCAB_SIZE, generate, generate_naive, pad_rows
-from selfplay import KINDS, MAX_DEPTH, Task, draw_programs, judge_answers, make_tasks, parse_answer, solve_prompt
+from selfplay import (KINDS, MAX_DEPTH, Rollout, Task, draw_programs, judge_answers, make_tasks, parse_answer,
+                      solve_prompt)
 
 SUITE_SEED = 505_03335  # fixed: every run and every seed is measured on the same tasks
 MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 is reported, and kept for extrapolation
@@ -879,6 +880,9 @@ CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, lines)])
      [("valid proposals", "share", (0, 1), by_kind("valid")), ("novel proposals", "share", (0, 1), by_kind("novel")),
       ("learnable among the valid", "share", (0, 1), by_kind("learnable")),
       ("depth of valid programs", "mean lines", None, by_kind("lines")),
+      ("size of valid programs", "mean tokens", None, by_kind("tokens")),
+      ("cyclomatic complexity of valid programs", "1 + decisions", None, by_kind("cyclomatic")),
+      ("distance to the references", "share of lines they lack", (0, 1), by_kind("distance")),
       ("different programs in a step", "share", (0, 1), [("distinct", "c0 d0", ("diversity", "programs"))]),
       ("variety of the outputs", "entropy, bits", None, [("outputs", "c0 d0", ("diversity", "answers"))])]),
     ("Length of the replies", "Thoughts grow where thinking pays. Length that runs away is a fault: see the tasks.",
@@ -891,7 +895,7 @@ CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, lines)])
       ("rollouts with a gradient", "number a step", None, [("with gradient", "c0 d0", ("with_gradient",))])]),
     ("Time and memory", "All that is not sampling or learning should be small.",
      [("where the seconds go", "seconds a step", None,
-       [(k, f"c{i} d{i}", ("seconds", k)) for i, k in enumerate(("propose", "solve", "execute", "learn"))]),
+       [(k, f"c{i} d{i}", ("seconds", k)) for i, k in enumerate(("sample", "execute", "learn"))]),
       ("speed", "tokens a second", None, [("tokens/s", "c0 d0", ("tokens_per_s",))]),
       ("memory", "MB", None, [("memory", "c0 d0", ("memory_mb",))])])]
 
@@ -943,6 +947,13 @@ def before_after(result, kind):
             points = [(d, *(number(result, end, kind, str(d), *p) for p in paths)) for d in range(1, MAX_DEPTH + 1)]
             lines.append((f"{m} {when}", f"{colour} {dash}", points, "both"))
     return chart(kind, "share right", lines, "depth of the task", (0, 1))
+
+
+def pass_curve(result, kind):
+    """pass@1 to pass@16 before and after: skill lifts the whole curve, sharpening its left end alone."""
+    lines = [(when, look, [(k, mean_at(result.get(end), f"pass@{k}", *MEAN_CELLS[kind])) for k in (1, 4, 16)], "both")
+             for end, when, look in (("base", "before", "c0 d1"), ("final", "after", "c1 d0"))]
+    return chart(kind, "share solved, depths 1-5", lines, "samples a task", (0, 1))
 
 
 def clip(text, limit=1500):
@@ -1034,6 +1045,8 @@ def report(folder):
                for m in ("pass@1", "greedy"))])
     section("Before and after, by depth", "On the held-out suite. Whiskers: 95 % bootstrap intervals over tasks.",
             [before_after(result, k) for k in KINDS])
+    section("Skill or sharpening", "Share of held-out tasks that at least one of 1, 4 or 16 samples solves.",
+            [pass_curve(result, k) for k in KINDS])
     if isinstance(result.get("final"), dict):
         people = result["people"] if isinstance(result.get("people"), dict) else None
         text = "\n".join(table_lines(result.get("base"), result["final"], result.get("counts"), people))
@@ -1151,12 +1164,18 @@ def bench(folder):
     twin = qwen3_twin(model)                                                # its better number type counts
     library = max(library_rate(twin.to(t), draws, steps, 8) for t in (torch.float32, torch.bfloat16)) if twin else 0.0
 
-    for prompt in draws * 4:
-        rows.append(prompt + [rng.randrange(32, 300) for _ in range(rng.choice((10, 20, 40, 40, 80, 120)))])
-    real = sum(map(len, rows))
+    rollouts = [Rollout("solve", "deduction", p, [rng.randrange(32, 300) for _ in range(n)], [-5.0] * n)
+                for p in draws for n in rng.choices((4, 8, 20, 40, 60, 80), k=8)]
+    rows = [r.prompt + r.reply for r in rollouts]
+    real = sum(map(len, rows))                                              # each with its prompt, shared or not
+
+    def learning(dtype, longest, repeat=2):
+        """Seconds of one update's gradient; rows of several tries have up to `longest` tokens."""
+        batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg, longest)
+        return seconds(lambda: train.accumulate(model, batches, lambda m, b: train.rollout_loss(m, b, cfg), dtype),
+                       repeat)
     torch.set_num_threads(1)
-    batches = train.demo_batches([(r[:1], r[1:], [1] * (len(r) - 1)) for r in rows], cfg)
-    learn = seconds(lambda: train.accumulate(model, batches, train.demo_loss, cfg.dtype))
+    learn = learning(cfg.dtype, train.SHARED, 3)
     torch.set_num_threads(cores)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4)
     plain = seconds(lambda: [plain_step(model, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1)
@@ -1174,9 +1193,10 @@ def bench(folder):
         work = seconds(lambda: generate(net, prompts, steps, tries=tries, stop=-1, dtype=dtype), 2)
         ladder.append((name, 192 * 8 * steps / work))
     ladder += [("+ a thread a core", sampled), ("learning: padded batches, all logits", real / plain)]
-    for name, dtype in (("+ rows of like length, reply's logits", "float32"),
-                        ("+ products in " + cfg.dtype, cfg.dtype)):
-        ladder.append((name, real / seconds(lambda: train.accumulate(model, batches, train.demo_loss, dtype), 2)))
+    for name, dtype, longest in (("+ rows of like length, reply's logits", "float32", 0),
+                                 ("+ products in " + cfg.dtype, cfg.dtype, 0),
+                                 ("+ tries of a task share a row", cfg.dtype, train.SHARED)):
+        ladder.append((name, real / learning(dtype, longest)))
     ladder.append(("+ a thread a core", real / learn))
     network.THREADS = threads
     programs = executor.bench()
@@ -1188,7 +1208,6 @@ def bench(folder):
                    "library_tokens_per_s": library,
                    "share_of_peak": sampled * flops / peak},
         "learn": {"tokens_per_s": real / learn, "plain_tokens_per_s": real / plain, "ratio": plain / learn,
-                  "padding": 1 - real / sum(b[0].numel() for b in batches),
                   "share_of_peak": 3 * real / learn * flops / peak},
         "execute": programs, "ladder": ladder}
     s, t, p = result["sample"], result["learn"], programs
@@ -1199,7 +1218,7 @@ def bench(folder):
     if library:
         print(f"{'  transformers generate':22}{'':12}{library:12,.0f}{sampled / library:8.1f}x")
     print(f"{'learnt tokens/s':22}{t['tokens_per_s']:12,.0f}{t['plain_tokens_per_s']:12,.0f}{t['ratio']:8.1f}x"
-          f"{t['share_of_peak']:9.1%}   padding {t['padding']:.0%}")
+          f"{t['share_of_peak']:9.1%}")
     print(f"{'checked programs/s':22}{p['checked_per_s']:12,.0f}{p['fresh_process_per_s']:12,.0f}{p['ratio']:8.0f}x")
     print("\nladder, tokens/s")
     for name, rate in ladder:

@@ -608,7 +608,7 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
                 thought, given_up = search([as_try(arg, trace, False) for arg, trace, _ in failed],
                                            as_try(d.inputs[0], steps, True), budget, rng, cfg.patience)
                 answer = (failed[thought.count(TRY) - 1][0 if c == 4 else 2], 0) if given_up else right
-            if not cfg.thoughts or rng.random() < cfg.hasty:
+            if not cfg.thoughts or c == 3 and rng.random() < cfg.hasty:
                 thought, answer = [], right
             demos.append(demo(solve_prompt(d.task(KINDS[c - 3], rng)), *thought, ANSWER, answer, END))
     return demos, hits1 + hits2

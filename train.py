@@ -34,6 +34,7 @@ import json
 import math
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -76,10 +77,10 @@ class Config:
     # --- warm-up: the "base model"
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
-    hasty: float = 0.6            # share of a solver's demonstrations that answer at once, without a thought: a habit
+    hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, not a skill
     warmup_steps: int = 2500
-    warmup_batch: int = 96        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
+    warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.008 # AdamW, for embedding, head and norms
     # --- self-play
@@ -119,7 +120,7 @@ class Config:
     adam_eps: float = 1e-3        # far above the gradient's entries (1e-4), so that steps are in proportion to them;
                                   # at 1e-8 every weight moves equally and the noise of one-bit rewards wears skill away
     muon_lr: float = 0.002
-    sharp_lr: float = 0.008       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
+    sharp_lr: float = 0.005       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
     minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
@@ -632,6 +633,9 @@ def solve(cfg, model, ex, tasks, step):
     return rollouts, time.time() - start
 
 
+SHARED = 256  # tokens of a row that tries share: an update takes 1.3 s without, 0.9 s from 192 to 256, 1.0 s at 512
+
+
 def shared_rows(rollouts, longest):
     """[[index]] of rollouts with one prompt, which may share a row: prompt, reply, reply, ... The tries of a task read
     the same one, which is as long as a reply or longer. Rows stop at `longest` tokens: attention is quadratic."""
@@ -646,12 +650,12 @@ def shared_rows(rollouts, longest):
     return rows
 
 
-def rollout_batches(rollouts, adv, cfg):
+def rollout_batches(rollouts, adv, cfg, longest=SHARED):
     """Micro-batches of one update: [(idx (B, T), tree, mask, old_logp, adv, norm)]. A row of idx is a prompt with some
     of its replies, tree says which token follows which (GPT.forward); mask and old_logp (R, L) and adv (R,) have a row
     a reply, in the order in which replies stand in idx."""
     norm = sum(len(r.reply) for r in rollouts) if cfg.average == "token" else len(rollouts)
-    rows, batches = shared_rows(rollouts, SHARED), []
+    rows, batches = shared_rows(rollouts, longest), []
     lengths = [len(rollouts[row[0]].prompt) + sum(len(rollouts[i].reply) for i in row) for row in rows]
     for part in buckets(lengths, budget(cfg, lengths)):
         mine = [i for k in part for i in rows[k]]
@@ -679,9 +683,6 @@ def rollout_loss(model, batch, cfg):
     full = torch.zeros(mask.shape, device=idx.device).masked_scatter(mask, logp)       # (M,) back to (R, L)
     loss, stats = policy_loss(full, old, adv, mask, cfg.clip, cfg.clip, cfg.average, norm)
     return loss, {**stats, "entropy": entropy.sum(), "loss": loss.detach()}
-
-
-SHARED = 256  # tokens of a row that tries share: an update takes 1.3 s without, 0.9 s from 192 to 256, 1.0 s at 512
 
 
 def learn(cfg, model, optimizers, rollouts, adv, rng):
@@ -739,6 +740,9 @@ def entropy_bits(labels):
     return -sum(c / len(labels) * math.log2(c / len(labels)) for c in n.values()) if labels else 0.0
 
 
+DECISION = re.compile(r"\b(?:if|for|while|and|or)\b")  # counted as words: model text is not parsed in this process
+
+
 def measures(cfg, proposals, solves, used, adv, stats):
     """Everything one step says about itself, over valid proposals only where it is about tasks. Keys as in README."""
     kinds, row = cfg.kinds.split(","), {}
@@ -755,6 +759,10 @@ def measures(cfg, proposals, solves, used, adv, stats):
     row["rates"] = {k: [sum(round(t.rate * cfg.tries) == c for t in valid[k]) for c in range(cfg.tries + 1)]
                     for k in kinds}
     row["lines"] = {k: mean(t.program.count("\n") - 1 for t in valid[k]) for k in kinds}
+    row["tokens"] = {k: mean(len(network.encode(t.program)) for t in valid[k]) for k in kinds}
+    row["cyclomatic"] = {k: mean(1 + len(DECISION.findall(t.program)) for t in valid[k]) for k in kinds}
+    row["distance"] = {k: mean(mean(line not in decode(r.prompt) for line in r.task.program.splitlines()[1:-1] or [""])
+                               for r in cells[f"propose/{k}"] if r.task and r.prompt) for k in kinds}
     every = [t for k in kinds for t in valid[k]]
     row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
                         "answers": entropy_bits([t.outputs[0] for t in every])}
@@ -953,7 +961,7 @@ def fixed_set(cfg, ex, banned):
     that never gives up, the strongest teacher this grammar has."""
     rng, kinds = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(",")
     if cfg.learner != "rl":
-        demos, careful = [], replace(cfg, hasty=float(cfg.learner == "supervised"), patience=1.0)
+        demos, careful = [], replace(cfg, thoughts=cfg.learner == "worked", hasty=0.0, patience=1.0)
         solver = {network.ID[f"<|solve_{k}|>"] for k in kinds}
         while len(demos) < cfg.fixed_tasks:
             demos += [d for d in selfplay.demonstrations(ex, rng, 2000, careful, banned)[0]
