@@ -2071,7 +2071,7 @@ class TestReport(unittest.TestCase):
         self.write("metrics.jsonl", "\n".join(map(json.dumps, lines)))
         page = self.page()
         self.assertNotIn("not recorded", page)
-        self.assertEqual(page.count("<svg"), 27)
+        self.assertEqual(page.count("<svg"), 33)
         self.assertLess(len(page), 600_000)
 
     def test_mutated_logs(self):
