@@ -84,7 +84,7 @@ class Config:
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.008 # AdamW, for embedding, head and norms
     # --- self-play
-    steps: int = 100              # about 4 minutes on 2 cores
+    steps: int = 75               # about 5 minutes on 2 cores
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
@@ -120,7 +120,7 @@ class Config:
     adam_eps: float = 1e-3        # far above the gradient's entries (1e-4), so that steps are in proportion to them;
                                   # at 1e-8 every weight moves equally and the noise of one-bit rewards wears skill away
     muon_lr: float = 0.002
-    sharp_lr: float = 0.005       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
+    sharp_lr: float = 0.007       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
     minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
