@@ -26,7 +26,10 @@ Where we differ from the paper and from the authors' code:
    the trainer, and no expected output is ever sent to a worker, so an object with a friendly __eq__ wins nothing.
 7) The inputs of an induction task must differ (a hidden pair must not be one of the shown), and a message is words,
    not code.
-8) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading.
+8) Thoughts have a form the executor's traces gave them: deduction runs the program line by line, abduction runs it
+   backwards to an input and forwards to check it, induction writes it while running it. The paper's models think as
+   they please.
+9) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading.
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
 """

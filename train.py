@@ -19,7 +19,8 @@ Where we differ from the paper and from the authors' code:
 5) Proposals weigh a tenth in the update (`propose_weight`): at full weight the proposer narrows its tasks, within 50
    steps, to chains of the few operations that still err, and the solver forgets the others.
 6) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
-7) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
+7) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
+8) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
 
 Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
       python train.py --help   # every knob, with advice
