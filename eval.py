@@ -1045,12 +1045,12 @@ def report(folder):
                for m in ("pass@1", "greedy"))])
     section("Before and after, by depth", "On the held-out suite. Whiskers: 95 % bootstrap intervals over tasks.",
             [before_after(result, k) for k in KINDS])
-    section("Skill or sharpening", "Share of held-out tasks that at least one of 1, 4 or 16 samples solves.",
-            [pass_curve(result, k) for k in KINDS])
     if isinstance(result.get("final"), dict):
         people = result["people"] if isinstance(result.get("people"), dict) else None
         text = "\n".join(table_lines(result.get("base"), result["final"], result.get("counts"), people))
         body.append(f"<details><summary>the same as a table</summary><pre>{esc(text)}</pre></details>")
+    section("Skill or sharpening", "Share of held-out tasks that at least one of 1, 4 or 16 samples solves.",
+            [pass_curve(result, k) for k in KINDS])
     for title, text, charts in CHARTS:
         section(title, text, [chart(t, unit, lines(records, wanted), span=span) for t, unit, span, wanted in charts])
     section("How hard its tasks are", "Solve rates of valid tasks. Those at 0 and 1 teach nothing and earn nothing.",
