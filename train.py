@@ -1098,6 +1098,9 @@ def main(argv=None):
         if error.errno in (28, 30):  # disk full, read-only file system
             fail(f"{error.strerror} while writing to {out}: make room, then  python train.py --resume {out}")
         raise
+    finally:
+        while OPEN:
+            OPEN.pop().close()
 
 
 if __name__ == "__main__":
