@@ -614,12 +614,12 @@ class TestTrain(unittest.TestCase):
                 self.assertEqual(caught.exception.code, 2)
 
     def test_resume_equals_no_interruption(self):
-        """Killed with SIGKILL at random moments and resumed, a run writes the figures of one that was never
-        disturbed."""
+        """Killed with SIGKILL at random moments and resumed, a run with 3 executor workers writes the figures of one
+        with 2 that was never disturbed."""
         with tempfile.TemporaryDirectory() as tmp:
             done = call("--out", f"{tmp}/a/run", *TINY)
             self.assertEqual(done.returncode, 0, done.stderr)
-            rng, args, kills = random.Random(), ["--out", f"{tmp}/b/run", *TINY], 0
+            rng, args, kills = random.Random(), ["--out", f"{tmp}/b/run", *TINY, "--workers", "3"], 0
             for attempt in range(12):
                 p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), *args],
                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -634,25 +634,41 @@ class TestTrain(unittest.TestCase):
                     args = ["--resume", f"{tmp}/b/run"]
             self.assertEqual(p.returncode, 0)
             self.assertGreater(kills, 0, "the run ended before the first kill: make it longer")
+            if os.environ.get("KILLS"):                  # KILLS=30 python test_azr.py TestTrain.test_many_kills
+                print(f"{kills} kills", flush=True)
             self.assertEqual(figures(f"{tmp}/a/run"), figures(f"{tmp}/b/run"))
             with open(f"{tmp}/a/run/eval.json") as a, open(f"{tmp}/b/run/eval.json") as b:
                 a, b = json.load(a), json.load(b)
             self.assertEqual((a["base"], a["final"]), (b["base"], b["final"]))
 
+    @unittest.skipUnless(os.environ.get("KILLS"), "a soak: KILLS=30 goes on until 30 kills are survived")
+    def test_many_kills(self):
+        """The same again and again."""
+        survived = io.StringIO()
+        while sum(int(line.split()[0]) for line in survived.getvalue().splitlines()) < int(os.environ["KILLS"]):
+            with contextlib.redirect_stdout(survived):
+                self.test_resume_equals_no_interruption()
+        print(f"{sum(int(line.split()[0]) for line in survived.getvalue().splitlines())} kills survived")
+
     def test_signals(self):
-        """Ctrl-C and SIGTERM finish the step, save, say how to go on and exit with 130 and 143; no worker survives."""
-        for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        """Ctrl-C and SIGTERM finish the step, save, say how to go on and exit with 130 and 143; pressed twice, the run
+        ends at once with its last checkpoint whole; no worker survives."""
+        for number, code, times in ((signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)):
             with tempfile.TemporaryDirectory() as tmp:
                 p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), "--out", f"{tmp}/run", *TINY,
                                       "--steps", "5000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                 for line in p.stdout:
-                    if line.startswith("step "):
+                    if line.startswith("step    2/"):     # the first step's checkpoint is written by then
                         break
                 workers = descendants(p.pid)
                 p.send_signal(number)
+                if times == 2:
+                    time.sleep(0.01)
+                    p.send_signal(number)
                 rest, _ = p.communicate(timeout=60)
                 self.assertEqual(p.returncode, code)
-                self.assertIn(f"--resume {tmp}/run", rest)
+                if times == 1:
+                    self.assertIn(f"--resume {tmp}/run", rest)
                 train.load(f"{tmp}/run/ckpt.pt", ("model", "game", "step"))
                 time.sleep(0.3)
                 self.assertFalse([pid for pid in workers if alive(pid)])
