@@ -1176,6 +1176,7 @@ def bench(folder):
                        repeat)
     torch.set_num_threads(1)
     learn = learning(cfg.dtype, train.SHARED, 3)
+    read = sum(int(b[0].ne(PAD).sum()) for b in train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg))
     torch.set_num_threads(cores)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4)
     plain = seconds(lambda: [plain_step(model, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1)
@@ -1208,7 +1209,7 @@ def bench(folder):
                    "library_tokens_per_s": library,
                    "share_of_peak": sampled * flops / peak},
         "learn": {"tokens_per_s": real / learn, "plain_tokens_per_s": real / plain, "ratio": plain / learn,
-                  "share_of_peak": 3 * real / learn * flops / peak},
+                  "prompts_shared": 1 - read / real, "share_of_peak": 3 * read / learn * flops / peak},
         "execute": programs, "ladder": ladder}
     s, t, p = result["sample"], result["learn"], programs
     print(f"{cores} cores, {cfg.dtype}, matrix products at {peak / 1e9:,.0f} GFLOP/s, {model.num_params():,} weights\n")
