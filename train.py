@@ -439,7 +439,7 @@ def demo_loss(model, batch):
     idx, weights, norm = batch
     mask = weights > 0
     loss = -(logprobs(model, idx, mask)[0] * weights[mask]).sum() / norm
-    return loss, loss.detach()
+    return loss, {"loss": loss.detach()}
 
 
 def base_key(cfg):
@@ -487,7 +487,7 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
                 if len(d[0]) + len(d[1]) <= cfg.block_size]
         batches = demo_batches(mine, cfg)
         tokens += sum(idx.numel() for idx, _, _ in batches)
-        losses = accumulate(model, batches, demo_loss, cfg.dtype)
+        stats = accumulate(model, batches, demo_loss, cfg.dtype)
         progress = step / cfg.warmup_steps            # short rise, plateau, then down to a twentieth
         scale = min(1, (step + 1) / 30) * (1 if progress < 0.5 else max(0.05, 2 * (1 - progress)))
         for g, rate in zip((g for o in optimizers for g in o.param_groups), rates):
@@ -495,7 +495,7 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
         for o in optimizers:
             o.step()
         if step % chunk == chunk - 1:
-            loss, seconds = float(sum(losses)), spent + time.time() - start
+            loss, seconds = float(sum(s["loss"] for s in stats)), spent + time.time() - start
             if not math.isfinite(loss):
                 fail(f"the warm-up's loss is {loss} at step {step}: lower --warmup_lr (now {cfg.warmup_lr})")
             log.write({"phase": "warmup", "step": step, "loss": loss, "seconds": round(seconds, 1),
@@ -686,6 +686,21 @@ def rollout_loss(model, batch, cfg):
     return loss, {**stats, "entropy": entropy.sum(), "loss": loss.detach()}
 
 
+def update(cfg, model, optimizers, batches, loss_fn, total):
+    """One optimizer step over micro-batches; its figures are added to the Counter `total`. False, and no step made,
+    where the gradient is not finite."""
+    total["cells"] += sum(b[0].numel() for b in batches)
+    total["read"] += sum(int(b[0].ne(network.PAD).sum()) for b in batches)
+    for stats in accumulate(model, batches, loss_fn, cfg.dtype):
+        total.update({k: float(v) for k, v in stats.items()})
+    total["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
+    if not math.isfinite(total["grad_norm"]):
+        return False
+    for o in optimizers:
+        o.step()
+    return True
+
+
 def learn(cfg, model, optimizers, rollouts, adv, rng):
     """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens, and the KL from
     the policy that sampled to the one after the update, on some of the rollouts."""
@@ -696,16 +711,8 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
         for at in range(0, len(order), size):
             part = order[at:at + size]
             batches = rollout_batches([rollouts[i] for i in part], adv[part], cfg)
-            total["cells"] += sum(b[0].numel() for b in batches)
-            total["read"] += sum(int(b[0].ne(network.PAD).sum()) for b in batches)
-            for stats in accumulate(model, batches, lambda m, b: rollout_loss(m, b, cfg), cfg.dtype):
-                total.update({k: float(v) for k, v in stats.items()})
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
-            if not math.isfinite(norm):
+            if not update(cfg, model, optimizers, batches, lambda m, b: rollout_loss(m, b, cfg), total):
                 return None
-            total["grad_norm"] = norm
-            for o in optimizers:
-                o.step()
     some = [rollouts[i] for i in order[:64]]
     with torch.no_grad():
         after = [rollout_loss(model, b, cfg)[1] for b in rollout_batches(some, torch.zeros(len(some)), cfg)]
@@ -981,14 +988,8 @@ def imitate(cfg, model, optimizers, demos, rng):
     mine = rng.sample(demos, min(len(demos), cfg.tasks * len(KINDS) * cfg.tries))
     size = -(-len(mine) // cfg.minibatches)
     for at in range(0, len(mine), size):
-        batches = demo_batches(mine[at:at + size], cfg)
-        losses = accumulate(model, batches, demo_loss, cfg.dtype)
-        total["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
-        total["loss"], total["cells"] = float(sum(losses)), total["cells"] + sum(b[0].numel() for b in batches)
-        if not math.isfinite(total["grad_norm"]):
+        if not update(cfg, model, optimizers, demo_batches(mine[at:at + size], cfg), demo_loss, total):
             return None
-        for o in optimizers:
-            o.step()
     return total
 
 
