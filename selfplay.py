@@ -629,6 +629,18 @@ def induction_try(_, steps, right):
     return [part for line, value in steps for part in ((f"\n    {line}", int(right)), f"  # {value}")]
 
 
+def gold(draw, task, worked):
+    """A labelled example (prompt, reply, weights) of a generated task: its gold answer, after a thought if `worked`."""
+    right = {"deduction": task.outputs[0], "abduction": task.inputs[0], "induction": task.program}[task.kind]
+    steps, thought = draw.traces[0][0], []
+    if worked and task.kind == "deduction":
+        thought = [think_trace(steps)]
+    elif worked:
+        as_try = abduction_try if task.kind == "abduction" else induction_try
+        thought = [TRY, *as_try(right, steps, True), (RIGHT, CHOSEN)]
+    return demo(solve_prompt(task), *thought, ANSWER, right, END)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -304,6 +304,20 @@ class TestGame(unittest.TestCase):
                 self.assertIsNotNone(selfplay.parse_answer(reply), decode(reply))
         self.assertEqual(len(seen), 6)
 
+    def test_labelled_control(self):
+        """RL and supervised learning on a fixed set read the same prompts, and every gold reply is judged right."""
+        cfg, _ = train.parse(["--preset", "smoke", "--fixed_tasks", "60", "--proposer", "fixed", "--depths", "rare"])
+        tasks = train.fixed_set(cfg, self.ex, set())
+        for cfg.learner in ("supervised", "worked"):
+            demos = train.fixed_set(cfg, self.ex, set())
+            self.assertGreater(len(demos), 0.9 * len(tasks))  # a long thought may not fit
+            right = {tuple(selfplay.solve_prompt(t)): t for t in tasks}
+            verdicts = selfplay.judge_answers(self.ex, [right[tuple(p)] for p, _, _ in demos],
+                                              [selfplay.parse_answer(reply) for _, reply, _ in demos])
+            self.assertEqual(set(verdicts), {"right"})
+            thought = [reply.index(selfplay.ANSWER) > 0 for _, reply, _ in demos]
+            self.assertEqual(set(thought), {cfg.learner == "worked"})
+
     def test_gold_answers_are_right(self):
         """The generator's own answers are judged right, and another value wrong, for every kind and depth."""
         for kind in KINDS:

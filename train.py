@@ -42,7 +42,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from tqdm import tqdm
@@ -97,6 +97,7 @@ class Config:
     seed_tasks: int = 128         # tasks a kind before the first update (the paper: 256), all from the identity program
     proposer: str = "train"       # train | frozen (writes, not updated) | random (generator) | fixed (a set of tasks)
     fixed_tasks: int = 10000      # size of that set, for proposer = fixed
+    depths: str = "even"          # of generated tasks: even, as in the held-out suite | rare, as in the warm-up's
     learner: str = "rl"           # rl | supervised (the fixed set's gold answers) | worked (and their thoughts)
     fill: str = "learnable"       # learnable | uniform: which buffer tasks fill the solver's batch
     novelty_gate: bool = True     # a program seen before is not valid
@@ -148,12 +149,14 @@ PRESETS = {
                 references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256),
 }
 
-SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, adam_eps=1e-8, sharp_lr=0.0, minibatches=16)
+SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, adam_eps=1e-8, sharp_lr=0.0, minibatches=64)
 ABLATIONS = {  # each differs from full by what it names; the README's table is made of these
     "full": {},
     "solver_only": dict(proposer="frozen"),
     "random_tasks": dict(proposer="random"),
+    "random_shallow": dict(proposer="random", depths="rare"),
     "fixed_10k_rl": dict(proposer="fixed", fixed_tasks=10000),
+    "fixed_10k_shallow": dict(proposer="fixed", fixed_tasks=10000, depths="rare"),
     "fixed_50k_rl": dict(proposer="fixed", fixed_tasks=50000),
     # supervised updates are far less noisy than RL's: the warm-up's optimizer and many small batches serve them best
     "supervised_10k": dict(proposer="fixed", learner="supervised", fixed_tasks=10000, **SUPERVISED),
@@ -178,6 +181,7 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
            "proposer": ("train", "frozen", "random", "fixed"), "learner": ("rl", "supervised", "worked"),
            "fill": ("learnable", "uniform"), "proposer_reward": ("learnability", "uncertainty", "valid", "none"),
            "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
+           "depths": ("even", "rare"),
            "optimizer": ("adamw", "muon")}
 # what a base network depends on; runs that agree in these share it
 BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty",
@@ -540,10 +544,11 @@ class Game:
 
 
 def generated(cfg, ex, rng, kind, count, banned):
-    """`count` generated tasks, as selfplay.make_tasks wants them: what the controls have in the proposer's place."""
-    depths = [rng.randint(1, selfplay.MAX_DEPTH) for _ in range(count)]
+    """`count` generated tasks, what the controls have in the proposer's place: (draws, the same for make_tasks)."""
+    depths = [rng.randint(1, selfplay.MAX_DEPTH) if cfg.depths == "even" else selfplay.solver_depth(rng)
+              for _ in range(count)]
     draws, _ = selfplay.draw_programs(ex, rng, depths, cfg.n_inputs if kind == "induction" else 1, cfg.large, banned)
-    return [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
+    return draws, [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
 
 
 def propose(cfg, model, ex, game, banned, step, rng, count):
@@ -553,7 +558,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
     if cfg.proposer == "random":                     # the generator in the proposer's place
         proposals, wanted = [], []
         for kind in kinds:
-            wanted += generated(cfg, ex, rng, kind, count, banned)
+            wanted += generated(cfg, ex, rng, kind, count, banned)[1]
         start = time.time()
         for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted, step)):
             proposals.append(Rollout("propose", kind, [], [], [], task, verdict=why or "valid"))
@@ -964,28 +969,22 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
 
 
 def fixed_set(cfg, ex, banned):
-    """The labelled control: a fixed set of generated tasks with gold outputs, equal shares of the kinds. For supervised
-    learning it comes as demonstrations: the gold answer at once, which is what a label is, or behind a worked thought
-    that never gives up, the strongest teacher this grammar has."""
-    rng, kinds = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(",")
-    if cfg.learner != "rl":
-        demos, careful = [], replace(cfg, thoughts=cfg.learner == "worked", hasty=0.0, patience=1.0)
-        solver = {network.ID[f"<|solve_{k}|>"] for k in kinds}
-        while len(demos) < cfg.fixed_tasks:
-            demos += [d for d in selfplay.demonstrations(ex, rng, 2000, careful, banned)[0]
-                      if d[0][0] in solver and len(d[0]) + len(d[1]) <= cfg.block_size]
-        return demos[:cfg.fixed_tasks]
-    tasks = []
+    """The labelled control: a fixed set of generated tasks, equal shares of the kinds; for supervised learning the same
+    tasks with their gold answers, at once (which is what a label is) or behind a worked thought."""
+    rng, kinds, labelled = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(","), []
     for kind in kinds:
-        wanted = generated(cfg, ex, rng, kind, cfg.fixed_tasks // len(kinds), banned)
-        tasks += [t for t, _ in selfplay.make_tasks(ex, wanted, -1, cfg.block_size - cfg.max_new) if t]
-    return tasks
+        draws, wanted = generated(cfg, ex, rng, kind, cfg.fixed_tasks // len(kinds), banned)
+        made = selfplay.make_tasks(ex, wanted, -1, cfg.block_size - cfg.max_new)
+        labelled += [t if cfg.learner == "rl" else selfplay.gold(d, t, cfg.learner == "worked")
+                     for d, (t, _) in zip(draws, made) if t]
+    return [x for x in labelled if cfg.learner == "rl" or len(x[0]) + len(x[1]) <= cfg.block_size]
 
 
 def imitate(cfg, model, optimizers, demos, rng):
-    """Supervised updates (a control): as many demonstrations a step as an RL step has solver rollouts."""
+    """Supervised updates (a control), in the time of an RL step: nothing is sampled or judged, so four demonstrations
+    cost what one rollout does."""
     total = Counter(grad_norm=0.0, kl_after=0.0)
-    mine = rng.sample(demos, min(len(demos), cfg.tasks * len(KINDS) * cfg.tries))
+    mine = rng.sample(demos, min(len(demos), 4 * cfg.tasks * len(KINDS) * cfg.tries))
     size = -(-len(mine) // cfg.minibatches)
     for at in range(0, len(mine), size):
         if not update(cfg, model, optimizers, demo_batches(mine[at:at + size], cfg), demo_loss, total):
