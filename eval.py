@@ -18,7 +18,7 @@ Where we differ from the paper and from the authors' code:
 
 Try:  python eval.py RUN                     # the held-out table of a run's folder
       python eval.py RUN --tasks FILE.jsonl  # CRUXEval's fields: code, input, output, id
-      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.csv and compare.svg
+      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.md, .csv and .svg
       python eval.py --report RUN            # one page, RUN/report.html
       python eval.py --bench                 # speeds beside naive paths and this machine's limit
 """
@@ -619,24 +619,42 @@ def run_tasks(model, ex, path, max_new, samples):
 OWN = {"seed", "out", "command", "name", "ablation", "resume", "commit", "date", "machine"}  # of a run, not a setting
 
 
-def read_runs(folders):
-    """One dict a folder that holds a finished run (its figures, its setting); the others are named on stderr."""
+def read_record(path):
+    """What a finished run comes to, small enough to keep in a repository; from its folder, or from a file that --keep
+    wrote."""
+    if os.path.isfile(path):
+        return read_json(path) or {}
+    config, result = (read_json(os.path.join(path, f)) or {} for f in ("config.json", "eval.json"))
+    last = ([r for r in read_metrics(path) if r.get("phase") != "warmup"] or [{}])[-1]
+    gains = {m: {k: gain(result.get("base"), result.get("final"), m, result.get("counts"), KINDS if k == "all" else [k])
+                 for k in (*KINDS, "all")} for m in METRICS}
+    return {"config": config, "rollouts": number(last, "rollouts"), "minutes": number(last, "minutes"), "gain": gains,
+            **{k: result.get(k) for k in ("base", "final", "people")}}
+
+
+def read_runs(paths, keep=None):
+    """One dict a path that holds a finished run (its figures, its setting); the others are named on stderr. keep: the
+    folder where small records of them are left."""
     runs = []
-    for folder in folders:
-        config, result = (read_json(os.path.join(folder, f)) or {} for f in ("config.json", "eval.json"))
-        last = ([r for r in read_metrics(folder) if r.get("phase") != "warmup"] or [{}])[-1]
-        name = config.get("name") or config.get("ablation")
-        run = {"named": bool(name), "name": str(name or os.path.basename(os.path.abspath(folder))),
+    for path in paths:
+        record = read_record(path)
+        config = record["config"] if isinstance(record.get("config"), dict) else {}
+        name, folder = config.get("name") or config.get("ablation"), os.path.basename(os.path.abspath(path))
+        run = {"named": bool(name), "name": str(name or folder),
                "setting": {k: v for k, v in config.items() if k not in OWN},
-               "command": str(config.get("command") or ""),
-               "rollouts": number(last, "rollouts"), "minutes": number(last, "minutes")}
-        for m in ("greedy", "pass@1"):
-            run[m] = mean_at(result.get("final"), m, *MEAN_CELLS["all"])
-            run["gain " + m], run["ci " + m] = gain(result.get("base"), result.get("final"), m, result.get("counts"))
-        if None in (run["gain greedy"], run["gain pass@1"]):
-            print(f"{folder}: no finished run (eval.json with base and final); skipped", file=sys.stderr)
-        else:
-            runs.append(run)
+               "command": re.sub(r" --out \S+", "", str(config.get("command") or "")),
+               "rollouts": number(record, "rollouts"), "minutes": number(record, "minutes")}
+        for m in METRICS:
+            run[m] = mean_at(record.get("final"), m, *MEAN_CELLS["all"])
+            low, high = (number(record, "gain", m, "all", 1, i) for i in (0, 1))
+            run["ci " + m] = None if None in (low, high) else (low, high)
+            run |= {f"gain {m} {k}".removesuffix(" all"): number(record, "gain", m, k, 0) for k in (*KINDS, "all")}
+        if None in (run["greedy"], run["pass@1"], run["gain greedy"], run["gain pass@1"]):
+            print(f"{path}: no finished run (eval.json with base and final); skipped", file=sys.stderr)
+            continue
+        runs.append(run)
+        if keep:
+            write_text(os.path.join(keep, folder.removesuffix(".json") + ".json"), json.dumps(record))
     return runs
 
 
@@ -670,51 +688,64 @@ def group_runs(runs):
             low, high = (row["gain " + m] - half, row["gain " + m] + half) if half is not None else \
                 mine[0]["ci " + m] or (None, None)
             row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": [r["gain " + m] for r in mine]}
-        for k in ("rollouts", "minutes"):
+        kinds = [f"gain {m} {k}" for m in ("greedy", "pass@1") for k in KINDS]
+        for k in ("rollouts", "minutes", "gain pass@16", *kinds):
             row[k] = None if None in (known := [r[k] for r in mine]) else sum(known) / len(known)
         rows.append(row)
-    return rows
+    return sorted(rows, key=lambda r: -r["gain pass@1"])
 
 
-def compare(folders, out):
-    """--compare: print the markdown table, write compare.csv and compare.svg to `out`."""
-    runs = read_runs(folders)
-    if not runs:
-        fail("no finished run among these folders; give folders that hold config.json and eval.json")
-    rows = group_runs(runs)
-
+def compare_table(rows):
+    """The markdown that --compare prints and the README shows."""
     def percent(v, sign=""):
         return "-" if v is None else f"{100 * v:{sign}.1f}"
 
     def cell(text):  # a name or a command may hold anything, and | and line ends are markdown's
         return " ".join(str(text).split()).replace("|", "\\|")
-    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", "rollouts", "minutes", "command"]
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", "pass@16 gain", *(f"{k} gain" for k in KINDS),
+            "rollouts", "minutes", "command"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         cells = [cell(r["name"]), str(r["seeds"])]
         for m in ("greedy", "pass@1"):
             low, high = percent(r[f"gain {m} low"], "+"), percent(r[f"gain {m} high"], "+")
             std = f" \u00b1 {percent(r[m + ' std'])}" if r["seeds"] > 1 else ""
             cells += [percent(r[m]) + std, f"{percent(r['gain ' + m], '+')} [{low}, {high}]"]
+        cells.append(percent(r["gain pass@16"], "+"))
+        cells += [" / ".join(percent(r[f"gain {m} {k}"], "+") for m in ("greedy", "pass@1")) for k in KINDS]
         for k, form in (("rollouts", ",.0f"), ("minutes", ".1f")):
             cells.append(f"{r[k]:{form}}" if r[k] is not None else "-")
         cells.append(f"`{cell(r['command'])}`" if r["command"] else "")
-        print("| " + " | ".join(cells) + " |")
-    print("\nPercent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over "
-          "seeds; gain: points over each run's own start model, 95 % interval over seeds (over tasks if one seed).")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines + [
+        "", "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over "
+        "seeds;", "gain: points over each run's own start model, 95 % interval over seeds (over tasks if one seed);",
+        "by kind: greedy / pass@1; minutes of self-play; sorted by the gain in pass@1.", ""])
+
+
+def compare(paths, out, keep=None):
+    """--compare: print the table, write it to `out` as compare.md, .csv and .svg."""
+    runs = read_runs(paths)
+    if not runs:
+        fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
     try:
-        os.makedirs(out, exist_ok=True)
+        for folder in (out, keep or out):
+            os.makedirs(folder, exist_ok=True)
     except OSError as e:
-        fail(f"cannot make the folder {out} ({e.strerror}); choose another with --out")
-    text = io.StringIO()
+        fail(f"cannot make the folder {folder} ({e.strerror}); choose another with --out and --keep")
+    if keep:
+        read_runs(paths, keep)
+    rows = group_runs(runs)
+    table, text = compare_table(rows), io.StringIO()
+    print(table, end="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows[0])
     for r in rows:
         writer.writerow([" ".join(f"{x:.4f}" for x in v) if isinstance(v, list) else
                          f"{v:.6g}" if isinstance(v, float) else v for v in r.values()])
-    write_text(os.path.join(out, "compare.csv"), text.getvalue())
-    write_text(os.path.join(out, "compare.svg"), compare_svg(rows))
-    print(f"wrote {os.path.join(out, 'compare.csv')} and compare.svg")
+    for kind, content in (("md", table), ("csv", text.getvalue()), ("svg", compare_svg(rows))):
+        write_text(os.path.join(out, f"compare.{kind}"), content)
+    print(f"wrote {os.path.join(out, 'compare.md')}, .csv and .svg")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1241,6 +1272,8 @@ def main(argv=None):
     parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
     parser.add_argument("--tasks", metavar="FILE", help="with RUN: measure on a file in CRUXEval's format instead")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
+    parser.add_argument("--keep", metavar="DIR", help="with --compare: leave a small record of each run in DIR; such "
+                        "records can stand in a run's place")
     parser.add_argument("--report", metavar="RUN", help="write RUN/report.html")
     parser.add_argument("--bench", action="store_true", help="measure sampling, learning and executing")
     parser.add_argument("--out", help="where --compare and --bench write (default: results/ if there is one, else .)")
@@ -1256,7 +1289,7 @@ def main(argv=None):
     if args.bench:
         return bench(args.out or ("results" if os.path.isdir("results") else "."))
     if args.compare:
-        return compare(args.compare, args.out or ("results" if os.path.isdir("results") else "."))
+        return compare(args.compare, args.out or ("results" if os.path.isdir("results") else "."), args.keep)
     if args.report is not None:
         return print(report(args.report))
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -1996,8 +1996,9 @@ class TestCompare(unittest.TestCase):
             self.assertIn("none: no finished run", err)
             table = [[c.strip() for c in line.replace("\\|", "/").split("|")[1:-1]] for line in out.split("\n")
                      if line.startswith("|")][2:]
-            self.assertEqual([row[:2] for row in table], [["full (lr=None)", "2"], ["full (lr=0.1)", "1"],
+            self.assertEqual([row[:2] for row in table], [["full (lr=0.1)", "1"], ["full (lr=None)", "2"],
                                                           ["<img onerror=x>/", "1"]])
+            table.insert(0, table.pop(1))
             finals = [evaluation.mean_over(made_up_measure(s)["table"], "greedy") for s in (0.5, 0.6)]
             base = evaluation.mean_over(made_up_measure(0.4)["table"], "greedy")
             mean, std = 100 * np.mean(finals), 100 * np.std(finals, ddof=1)
@@ -2005,8 +2006,8 @@ class TestCompare(unittest.TestCase):
             half = 12.71 * std / 2 ** 0.5                                  # Student's t with one degree of freedom
             self.assertEqual(table[0][3], f"{mean - 100 * base:+.1f} [{mean - 100 * base - half:+.1f}, "
                                           f"{mean - 100 * base + half:+.1f}]")
-            self.assertEqual(table[0][6:8], ["1,500", "2.0"])
-            self.assertEqual(table[0][8], "`python train.py / tee log`")
+            self.assertEqual(table[0][10:12], ["1,500", "2.0"])
+            self.assertEqual(table[0][12], "`python train.py / tee log`")
             self.assertRegex(table[2][3], r"^\+0.0 \[\+0.0, \+0.0\]$")
             with open(os.path.join(d, "out", "compare.csv")) as f:
                 self.assertEqual(len(f.read().strip().split("\n")), 5)     # a header, and a name that holds a line end
@@ -2014,6 +2015,21 @@ class TestCompare(unittest.TestCase):
                 svg = f.read()
             xml.etree.ElementTree.fromstring(svg)
             self.assertNotIn("<img", svg)
+
+    def test_records_stand_for_runs(self):
+        """The small records that --keep leaves give the same table, CSV and drawing as the runs they came from."""
+        with tempfile.TemporaryDirectory() as d:
+            runs = [os.path.join(d, name) for name in ("a1", "a2", "b1")]
+            for seed, run in enumerate(runs, 1):
+                made_up_run(run, seed, 0.3 + 0.1 * seed, name="full" if seed < 3 else "other", lr=0.1 * (seed > 2))
+            texts = []
+            for what in (runs, [os.path.join(d, "kept", f"{name}.json") for name in ("a1", "a2", "b1")]):
+                code, out, _ = call_eval("--compare", *what, "--out", os.path.join(d, "out"),
+                                         *(["--keep", os.path.join(d, "kept")] if what is runs else []))
+                self.assertEqual(code, 0)
+                texts.append([pathlib.Path(d, "out", f"compare.{kind}").read_text() for kind in ("md", "csv", "svg")])
+            self.assertEqual(*texts)
+            self.assertLess(os.path.getsize(os.path.join(d, "kept", "a1.json")), 20_000)
 
     def test_nothing_to_compare(self):
         """Folders without a finished run end in one line and exit code 2, and nothing is written."""
@@ -2115,9 +2131,10 @@ class TestReport(unittest.TestCase):
                 "reward": {"solve/deduction": 1.0}, "tasks": [task], "seconds": {"learn": 1.0}, "tokens_per_s": 5,
                 "rollouts": 3, "minutes": 1, "eval": {"deduction": {"greedy": 0.5}}}
         small = evaluation.join(made_up_measure(0.4, 3), made_up_measure(0.6, 3))
+        record = evaluation.read_record(self.folder)
         for i in range(300):
             rng = random.Random(i)
-            parts = [copy.deepcopy(CONFIG), copy.deepcopy(small), [copy.deepcopy(step) for _ in range(3)]]
+            parts = json.loads(json.dumps([CONFIG, small, [step] * 3, record]))
             for part in parts:
                 spots = []
                 stack = [part]
@@ -2131,8 +2148,9 @@ class TestReport(unittest.TestCase):
             for name, part in zip(("config.json", "eval.json"), parts):
                 self.write(name, json.dumps(part) if rng.random() > 0.05 else "{")
             self.write("metrics.jsonl", "\n".join(map(json.dumps, parts[2])))
-            for argv in ([("--report", self.folder)] if i % 4 else [("--compare", self.folder, "--out", self.folder)]):
-                self.assertIn(call_eval(*argv)[0], (0, 2))
+            self.write("record.json", json.dumps(parts[3]))
+            self.assertIn(call_eval(*(["--report", self.folder] if i % 4 else [
+                "--compare", self.folder, f"{self.folder}/record.json", "--out", self.folder]))[0], (0, 2))
 
 
 class TestReadme(unittest.TestCase):

@@ -34,6 +34,7 @@ import inspect
 import json
 import math
 import os
+import platform
 import random
 import re
 import resource
@@ -271,18 +272,31 @@ def check(cfg):
         fail("--device cuda, but torch sees no CUDA device: use --device cpu, or install a CUDA build of torch")
     cfg.device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     if cfg.dtype == "auto":
-        cfg.dtype = "bfloat16" if cfg.device == "cuda" or cpu_has("avx512_bf16", "amx_bf16") else "float32"
+        # without bfloat16 products in hardware they are emulated, slower than float32
+        fast = cfg.device == "cuda" or {"avx512_bf16", "amx_bf16"} & set(cpu_says("flags").split())
+        cfg.dtype = "bfloat16" if fast else "float32"
     cfg.micro_tokens = cfg.micro_tokens or (65536 if cfg.device == "cuda" else 3072)
 
 
-def cpu_has(*flags):
-    """Whether this CPU multiplies bfloat16 in hardware; without it bfloat16 is emulated and slower than float32."""
+def cpu_says(name):
+    """What Linux says of the first core under this name; '' elsewhere."""
     try:
         with open("/proc/cpuinfo") as f:
-            words = set(next((line for line in f if line.startswith("flags")), "").split())
-    except OSError:  # not Linux: float32 works everywhere
-        return False
-    return any(flag in words for flag in flags)
+            return next((line.partition(":")[2].strip() for line in f if line.startswith(name)), "")
+    except OSError:
+        return ""
+
+
+def origin(cfg):
+    """Where and when a run was made, for config.json: a result without its commit and machine cannot be repeated."""
+    git = ["git", "-C", os.path.dirname(os.path.abspath(__file__)), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:                                   # no git here
+        commit = ""
+    machine = torch.cuda.get_device_name() if cfg.device == "cuda" else cpu_says("model name") or platform.machine()
+    return {"commit": commit, "date": time.strftime("%Y-%m-%d"),
+            "machine": f"{machine}, {os.cpu_count()} CPU threads, torch {torch.__version__}"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1086,7 +1100,8 @@ def main(argv=None):
     OPEN.append(lock(out))                            # held for as long as the process lives
     if not args.resume:
         save(os.path.join(out, "config.json"), json.dumps(
-            {**asdict(cfg), "preset": args.preset, "command": "python train.py " + " ".join(argv)}, indent=1))
+            {**asdict(cfg), "preset": args.preset, "command": "python train.py " + " ".join(argv), **origin(cfg)},
+            indent=1))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     try:
