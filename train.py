@@ -150,7 +150,7 @@ PRESETS = {
                 references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256),
 }
 
-SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, adam_eps=1e-8, sharp_lr=0.0, minibatches=64)
+SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, adam_eps=1e-8, sharp_lr=0.0, minibatches=48)
 ABLATIONS = {  # each differs from full by what it names; the README's table is made of these
     "full": {},
     "solver_only": dict(proposer="frozen"),
@@ -995,10 +995,10 @@ def fixed_set(cfg, ex, banned):
 
 
 def imitate(cfg, model, optimizers, demos, rng):
-    """Supervised updates (a control), in the time of an RL step: nothing is sampled or judged, so four demonstrations
+    """Supervised updates (a control), in the time of an RL step: nothing is sampled or judged, so three demonstrations
     cost what one rollout does."""
     total = Counter(grad_norm=0.0, kl_after=0.0)
-    mine = rng.sample(demos, min(len(demos), 4 * cfg.tasks * len(KINDS) * cfg.tries))
+    mine = rng.sample(demos, min(len(demos), 3 * cfg.tasks * len(KINDS) * cfg.tries))
     size = -(-len(mine) // cfg.minibatches)
     for at in range(0, len(mine), size):
         if not update(cfg, model, optimizers, demo_batches(mine[at:at + size], cfg), demo_loss, total):
