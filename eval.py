@@ -180,8 +180,9 @@ def measure(model, ex, suite, people, max_new, samples=16):
     weights and shared by every run that starts from it."""
     counts = {}
     table = evaluate(model, ex, suite, max_new, samples, counts=counts)
-    row = evaluate(model, ex, {(k, "people"): [t for t in people if t.kind == k] for k in KINDS}, max_new, samples)
-    return {"table": table, "counts": counts, "people": {k: row[k]["people"] for k in KINDS}}
+    row = evaluate(model, ex, {(k, "people"): [t for t in people if t.kind == k] for k in dict.fromkeys(
+        t.kind for t in people)}, max_new, samples)
+    return {"table": table, "counts": counts, "people": {k: row[k]["people"] for k in row}}
 
 
 def join(base, final):

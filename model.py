@@ -62,10 +62,10 @@ PIECES = [
     " max", " min", " first", " last", " append", " prepend", " double", " upper", " lower", " swap", " replace",
     " count", " repeat", " if", " loop", " range", " pair", " abs", " str", " int", " list",
 ]
-ROLES = ["<|propose_deduction|>", "<|propose_abduction|>", "<|propose_induction|>",
-         "<|solve_deduction|>", "<|solve_abduction|>", "<|solve_induction|>"]
-SPECIAL = ["<|pad|>", "<|end|>", *ROLES, "<|program|>", "<|input|>", "<|output|>", "<|message|>", "<|think|>",
-           "<|try|>", "<|right|>", "<|wrong|>", "<|answer|>"]
+KINDS = ("deduction", "abduction", "induction")          # of tasks, see selfplay.py
+SPECIAL = ["<|pad|>", "<|end|>", *(f"<|{role}_{kind}|>" for role in ("propose", "solve") for kind in KINDS),
+           "<|program|>", "<|input|>", "<|output|>", "<|message|>", "<|think|>", "<|try|>", "<|right|>", "<|wrong|>",
+           "<|answer|>"]
 
 
 def _tokenizer():

@@ -40,10 +40,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from executor import Executor
-from model import END, ID, SPECIAL, decode, encode
+from model import END, ID, KINDS, SPECIAL, decode, encode
 
 ROLES = ("propose", "solve")
-KINDS = ("deduction", "abduction", "induction")
+OUTPUT_KINDS = ("deduction",)  # of KINDS: asked for an output, so the answer is data and nothing has to be run
 PROGRAM, INPUT, OUTPUT, MESSAGE, THINK, TRY, RIGHT, WRONG, ANSWER = (
     ID[f"<|{name}|>"] for name in "program input output message think try right wrong answer".split())
 FIRST_SPECIAL = ID[SPECIAL[0]]
@@ -96,7 +96,7 @@ def solve_prompt(task):
             ids += [INPUT, *encode(i), OUTPUT, *encode(o)]
         return ids + [MESSAGE, *encode(task.message), THINK]
     ids += [PROGRAM, *encode(task.program)]
-    if task.kind == "deduction":
+    if task.kind in OUTPUT_KINDS:
         return ids + [INPUT, *encode(task.inputs[0]), THINK]
     return ids + [OUTPUT, *encode(task.outputs[0]), THINK]
 
@@ -204,11 +204,11 @@ def judge_answers(ex, tasks, answers):
     induction: a program that gives the hidden half of the outputs, all of them (shown pairs may be memorised, so they
     do not count)."""
     literals = [i for i, t in enumerate(tasks) if t.kind != "induction" and answers[i] is not None]
-    parsed = dict(zip(literals, ex.literals([answers[i] if tasks[i].kind == "deduction" else f"[{answers[i]}]"
+    parsed = dict(zip(literals, ex.literals([answers[i] if tasks[i].kind in OUTPUT_KINDS else f"[{answers[i]}]"
                                              for i in literals])))  # arguments are data too, no expressions
     jobs, spans = [], {}
     for i, (task, answer) in enumerate(zip(tasks, answers)):
-        if answer is None or task.kind == "deduction":
+        if answer is None or task.kind in OUTPUT_KINDS:
             continue
         half = len(task.inputs) // 2
         mine = [(task.program, answer)] if task.kind == "abduction" else [(answer, x) for x in task.inputs[half:]]
@@ -220,7 +220,7 @@ def judge_answers(ex, tasks, answers):
         if answer is None:
             verdicts.append("unparsable")
             continue
-        as_data = i in parsed and (task.kind == "deduction" or not parsed[i].ok)
+        as_data = i in parsed and (task.kind in OUTPUT_KINDS or not parsed[i].ok)
         rs = [parsed[i]] if as_data else results[slice(*spans[i])]
         want = task.keys[len(task.inputs) // 2:] if task.kind == "induction" else task.keys
         if all(r.ok and r.key == k for r, k in zip(rs, want)):
@@ -275,12 +275,12 @@ class Buffer:
 
 
 def seed_buffers(ex, size, n_inputs):
-    """Three buffers that hold the identity program, the only task that people wrote."""
+    """A buffer a kind that holds the identity program, the only task that people wrote."""
     program, arg = IDENTITY
     inputs = ["'a'", "1", "[1, 2]", "'bc'", "0", "[3]", "7", "[]", "'d'", "[4, 4]"]
     assert n_inputs <= len(inputs), f"at most {len(inputs)} inputs an induction task"
-    made = make_tasks(ex, [("deduction", program, [arg], ""), ("abduction", program, [arg], ""),
-                           ("induction", program, inputs[:n_inputs], "")])
+    made = make_tasks(ex, [(kind, program, inputs[:n_inputs] if kind == "induction" else [arg], "")
+                           for kind in KINDS])
     buffers = {kind: Buffer(size) for kind in KINDS}
     for task, error in made:
         assert task, f"the identity program failed: {error}"
@@ -631,9 +631,9 @@ def induction_try(_, steps, right):
 
 def gold(draw, task, worked):
     """A labelled example (prompt, reply, weights) of a generated task: its gold answer, after a thought if `worked`."""
-    right = {"deduction": task.outputs[0], "abduction": task.inputs[0], "induction": task.program}[task.kind]
+    right = {"abduction": task.inputs[0], "induction": task.program}.get(task.kind, task.outputs[0])
     steps, thought = draw.traces[0][0], []
-    if worked and task.kind == "deduction":
+    if worked and task.kind in OUTPUT_KINDS:
         thought = [think_trace(steps)]
     elif worked:
         as_try = abduction_try if task.kind == "abduction" else induction_try

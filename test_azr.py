@@ -2167,10 +2167,13 @@ class TestReadme(unittest.TestCase):
             "assert train.parse(['--device', 'cpu', '--advantage', 'role'])",
             "import selfplay, train; assert (' first', 'str', 'x[:2]') in selfplay.OPS['str']\n"
             f"assert train.base_key(train.parse(['--device', 'cpu'])[0]) != "
-            f"'{train.base_key(train.parse(['--device', 'cpu'])[0])}'"]
+            f"'{train.base_key(train.parse(['--device', 'cpu'])[0])}'",
+            "import json, train; train.main('--preset smoke --steps 1 --kinds deduction,typing --out r'.split())\n"
+            "row = json.loads(open('r/metrics.jsonl').readlines()[-1]); assert row['valid']['typing'] >= 0\n"
+            "assert json.load(open('r/eval.json'))['final']['typing']['3']['n'] == 6"]
         self.assertEqual(len(diffs), len(checks))
         for diff, check in zip(diffs, checks):
-            self.assertLessEqual(len(diff.strip().split("\n")), 15)
+            self.assertLessEqual(sum(line[0] in "+-" for line in diff.strip().split("\n") if line[:3] != "---"), 15)
             with tempfile.TemporaryDirectory() as tmp:
                 for name in ("eval", "executor", "model", "selfplay", "train", "trr"):
                     shutil.copy(os.path.join(HERE, f"{name}.py"), tmp)
