@@ -656,7 +656,7 @@ def main():
             for kind in KINDS:
                 prompt, reply, _ = next(d for d in demos if d[0][0] == ID[f"<|{role}_{kind}|>"] and len(d[0]) < 60
                                         and (role == "propose" or kind == "deduction" or d[1].count(TRY) == 2))
-                print("-" * 79, f"\n{role} {kind}, {len(prompt)} + {len(reply)} tokens\n\nprompt  {decode(prompt)}"
+                print("-" * 79 + f"\n{role} {kind}, {len(prompt)} + {len(reply)} tokens\n\nprompt  {decode(prompt)}"
                       f"\n\nreply   {decode(reply)}\n")
                 if role == "solve":
                     task = read_task(ex, kind, prompt)
@@ -671,8 +671,8 @@ def main():
                 verdict = fault or error or "valid"
                 print(f"parse   inputs {', '.join(inputs)}" + f" message {message!r}" * (kind == "induction"))
                 print(f"verdict {verdict}" + (f", outputs {', '.join(task.outputs)}" if task else ""))
-                print("reward  " + ", ".join(f"{propose_reward(verdict, r):+.2f} at solve rate {r}"
-                                             for r in (0.0, 0.5, 0.875)))
+                print("reward  " + ", ".join(f"{propose_reward(verdict, r):+.2f}" for r in (0.0, 0.5, 0.875))
+                      + " at solve rates 0, 0.5, 0.875")
 
 
 def read_task(ex, kind, prompt):
