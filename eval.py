@@ -227,7 +227,7 @@ def table_lines(base, final, counts=None, people=None):
                 rise, ci = gain(base, final, m, counts, KINDS if label == "all" else (label,))
                 if rise is not None:
                     text += f" {m} {100 * rise:+5.1f}"
-                    text += f"[{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]".rjust(14) if ci else ""
+                    text += f"[{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]".rjust(15) if ci else ""
             lines.append(text)
     return lines
 
@@ -1330,5 +1330,8 @@ if __name__ == "__main__":
         stream.reconfigure(errors="backslashreplace")  # a folder's or a run's name may hold anything
     try:
         main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -2258,6 +2258,11 @@ class TestCommandLine(unittest.TestCase):
         """The exit code and the one line hold for the real process too."""
         done = subprocess.run([sys.executable, evaluation.__file__, "/nonexistent"], capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (2, "", 1))
+        with tempfile.TemporaryDirectory() as d:
+            made_up_run(os.path.join(d, "r"), 1, 0.5)
+            done = subprocess.run(f"'{sys.executable}' '{evaluation.__file__}' --compare '{d}/r' --out '{d}' | true",
+                                  shell=True, stderr=subprocess.PIPE, text=True)
+            self.assertEqual(done.stderr, "")
 
 
 if __name__ == "__main__":
