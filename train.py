@@ -176,6 +176,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
     "careful_base": dict(hasty=0.0, patience=1.0),
+    "careful_shallow": dict(hasty=0.0, patience=1.0, proposer="random", depths="rare"),
 }
 
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
