@@ -46,6 +46,7 @@ from selfplay import (KINDS, MAX_DEPTH, Rollout, Task, draw_programs, judge_answ
 
 SUITE_SEED = 505_03335  # fixed: every run and every seed is measured on the same tasks
 MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 is reported, and kept for extrapolation
+DEEP = range(4, 7)         # what the warm-up hardly showed
 METRICS = ("greedy", "pass@1", "pass@16")
 MISSING = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)  # in a torn or foreign table
 
@@ -627,8 +628,9 @@ def read_record(path):
         return read_json(path) or {}
     config, result = (read_json(os.path.join(path, f)) or {} for f in ("config.json", "eval.json"))
     last = ([r for r in read_metrics(path) if r.get("phase") != "warmup"] or [{}])[-1]
-    gains = {m: {k: gain(result.get("base"), result.get("final"), m, result.get("counts"), KINDS if k == "all" else [k])
-                 for k in (*KINDS, "all")} for m in METRICS}
+    cells = {**{k: ([k], MEAN_DEPTHS) for k in KINDS}, "all": (KINDS, MEAN_DEPTHS), "deep": (KINDS, DEEP)}
+    gains = {m: {k: gain(result.get("base"), result.get("final"), m, result.get("counts"), *of)
+                 for k, of in cells.items()} for m in METRICS}
     return {"config": config, "rollouts": number(last, "rollouts"), "minutes": number(last, "minutes"), "gain": gains,
             **{k: result.get(k) for k in ("base", "final", "people")}}
 
@@ -647,11 +649,17 @@ def read_runs(paths, keep=None):
                "rollouts": number(record, "rollouts"), "minutes": number(record, "minutes")}
         for m in METRICS:
             run[m] = mean_at(record.get("final"), m, *MEAN_CELLS["all"])
-            low, high = (number(record, "gain", m, "all", 1, i) for i in (0, 1))
-            run["ci " + m] = None if None in (low, high) else (low, high)
-            run |= {f"gain {m} {k}".removesuffix(" all"): number(record, "gain", m, k, 0) for k in (*KINDS, "all")}
-        if None in (run["greedy"], run["pass@1"], run["gain greedy"], run["gain pass@1"]):
+            for k in (*KINDS, "deep", "all"):
+                label = f"{m} {k}".removesuffix(" all")
+                low, high = (number(record, "gain", m, k, 1, i) for i in (0, 1))
+                run |= {"gain " + label: number(record, "gain", m, k, 0),
+                        "ci " + label: None if None in (low, high) else (low, high)}
+        if None in (run["greedy"], run["pass@1"], run["gain greedy"], run["gain pass@1"], run["gain pass@1 deep"]):
             print(f"{path}: no finished run (eval.json with base and final); skipped", file=sys.stderr)
+            continue
+        run["seed"] = str(config.get("seed", path))
+        if any(all(run[k] == r[k] for k in ("name", "setting", "seed")) for r in runs):
+            print(f"{path}: setting and seed of a run before it, so no new evidence; skipped", file=sys.stderr)
             continue
         runs.append(run)
         if keep:
@@ -683,12 +691,14 @@ def group_runs(runs):
         apart = sorted(k for k in set().union(*twins) if any(t.get(k) != setting.get(k) for t in twins))
         row = {"name": name + (" (" + ", ".join(f"{k}={setting.get(k)}" for k in apart) + ")" if apart else ""),
                "seeds": len(mine), "command": mine[0]["command"]}
-        for m in ("greedy", "pass@1"):
-            row[m], row[m + " std"], _ = spread([r[m] for r in mine])
-            row["gain " + m], _, half = spread([r["gain " + m] for r in mine])
+        for m in ("greedy", "pass@1", "pass@1 deep"):
+            if m in mine[0]:
+                row[m], row[m + " std"], _ = spread([r[m] for r in mine])
+            gains = [r["gain " + m] for r in mine]
+            row["gain " + m], _, half = spread(gains)
             low, high = (row["gain " + m] - half, row["gain " + m] + half) if half is not None else \
                 mine[0]["ci " + m] or (None, None)
-            row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": [r["gain " + m] for r in mine]}
+            row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": gains}
         kinds = [f"gain {m} {k}" for m in ("greedy", "pass@1") for k in KINDS]
         for k in ("rollouts", "minutes", "gain pass@16", *kinds):
             row[k] = None if None in (known := [r[k] for r in mine]) else sum(known) / len(known)
@@ -703,25 +713,26 @@ def compare_table(rows):
 
     def cell(text):  # a name or a command may hold anything, and | and line ends are markdown's
         return " ".join(str(text).split()).replace("|", "\\|")
-    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", "pass@16 gain", *(f"{k} gain" for k in KINDS),
-            "rollouts", "minutes", "command"]
+    def rise(r, m):
+        low, high = (percent(r[f"gain {m} {end}"], "+") for end in ("low", "high"))
+        return f"{percent(r['gain ' + m], '+')} [{low}, {high}]"
+    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", "gain, depths 4-6", "gain, pass@16", "rollouts",
+            "minutes", "command"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         cells = [cell(r["name"]), str(r["seeds"])]
         for m in ("greedy", "pass@1"):
-            low, high = percent(r[f"gain {m} low"], "+"), percent(r[f"gain {m} high"], "+")
             std = f" \u00b1 {percent(r[m + ' std'])}" if r["seeds"] > 1 else ""
-            cells += [percent(r[m]) + std, f"{percent(r['gain ' + m], '+')} [{low}, {high}]"]
-        cells.append(percent(r["gain pass@16"], "+"))
-        cells += [" / ".join(percent(r[f"gain {m} {k}"], "+") for m in ("greedy", "pass@1")) for k in KINDS]
+            cells += [percent(r[m]) + std, rise(r, m)]
+        cells += [rise(r, "pass@1 deep"), percent(r["gain pass@16"], "+")]
         for k, form in (("rollouts", ",.0f"), ("minutes", ".1f")):
             cells.append(f"{r[k]:{form}}" if r[k] is not None else "-")
         cells.append(f"`{cell(r['command'])}`" if r["command"] else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines + [
         "", "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over "
-        "seeds;", "gain: points over each run's own start model, 95 % interval over seeds (over tasks if one seed);",
-        "by kind: greedy / pass@1; minutes of self-play; sorted by the gain in pass@1.", ""])
+        "seeds; gain: points over", "each run's own start model, 95 % interval over seeds (over tasks if one seed); "
+        "depths 4-6: of pass@1; minutes of self-play;", "sorted by the gain in pass@1.", ""])
 
 
 def compare(paths, out, keep=None):

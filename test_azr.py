@@ -2004,9 +2004,11 @@ class TestCompare(unittest.TestCase):
             made_up_run(runs[1], 2, 0.6, name="full")
             made_up_run(runs[2], 1, 0.7, name="full", lr=0.1)
             made_up_run(runs[3], 1, 0.4, name="<img onerror=x>|\n", lr=0.2)
-            code, out, err = call_eval("--compare", *runs, os.path.join(d, "none"), "--out", os.path.join(d, "out"))
+            code, out, err = call_eval("--compare", *runs, runs[0], os.path.join(d, "none"), "--out",
+                                       os.path.join(d, "out"))
             self.assertEqual(code, 0)
             self.assertIn("none: no finished run", err)
+            self.assertIn("a1: setting and seed of a run before it", err)
             table = [[c.strip() for c in line.replace("\\|", "/").split("|")[1:-1]] for line in out.split("\n")
                      if line.startswith("|")][2:]
             self.assertEqual([row[:2] for row in table], [["full (lr=0.1)", "1"], ["full (lr=None)", "2"],
@@ -2019,8 +2021,7 @@ class TestCompare(unittest.TestCase):
             half = 12.71 * std / 2 ** 0.5                                  # Student's t with one degree of freedom
             self.assertEqual(table[0][3], f"{mean - 100 * base:+.1f} [{mean - 100 * base - half:+.1f}, "
                                           f"{mean - 100 * base + half:+.1f}]")
-            self.assertEqual(table[0][10:12], ["1,500", "2.0"])
-            self.assertEqual(table[0][12], "`python train.py / tee log`")
+            self.assertEqual(table[0][8:11], ["1,500", "2.0", "`python train.py / tee log`"])
             self.assertRegex(table[2][3], r"^\+0.0 \[\+0.0, \+0.0\]$")
             with open(os.path.join(d, "out", "compare.csv")) as f:
                 self.assertEqual(len(f.read().strip().split("\n")), 5)     # a header, and a name that holds a line end
