@@ -702,29 +702,42 @@ def group_runs(runs):
         kinds = [f"gain {m} {k}" for m in ("greedy", "pass@1") for k in KINDS]
         for k in ("rollouts", "minutes", "gain pass@16", *kinds):
             row[k] = None if None in (known := [r[k] for r in mine]) else sum(known) / len(known)
+        row["seed list"] = " ".join(r["seed"] for r in mine)
         rows.append(row)
+    full = next(({r["seed"]: r for r in g} for g in groups.values() if g[0]["name"] == "full"), {})
+    for row, mine in zip(rows, groups.values()):     # beside full from the same seeds, that is the same start networks
+        for m in ("greedy", "pass@1", "pass@1 deep"):
+            apart = [r["gain " + m] - full[r["seed"]]["gain " + m] for r in mine if r["seed"] in full]
+            row["over full " + m], _, row[f"over full {m} half"] = spread(apart) if apart else (None, None, None)
     return sorted(rows, key=lambda r: -r["gain pass@1"])
 
 
 def compare_table(rows):
     """The markdown that --compare prints and the README shows."""
     def percent(v, sign=""):
-        return "-" if v is None else f"{100 * v:{sign}.1f}"
+        return "-" if v is None else f"{100 * v:{sign}.1f}".replace("-0.0", "+0.0")
 
     def cell(text):  # a name or a command may hold anything, and | and line ends are markdown's
         return " ".join(str(text).split()).replace("|", "\\|")
     def rise(r, m):
         low, high = (percent(r[f"gain {m} {end}"], "+") for end in ("low", "high"))
         return f"{percent(r['gain ' + m], '+')} [{low}, {high}]"
-    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", "gain, depths 4-6", "gain, pass@16", "rollouts",
-            "minutes", "command"]
+
+    def beside(r, m):
+        if r["name"] == "full" or r["over full " + m] is None:
+            return "-"
+        half = r[f"over full {m} half"]
+        return percent(r["over full " + m], "+") + (f" \u00b1 {percent(half)}" if half is not None else "")
+    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", "minus full's", "gain, depths 4-6", "minus full's",
+            "gain, pass@16", "rollouts", "minutes", "command"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         cells = [cell(r["name"]), str(r["seeds"])]
         for m in ("greedy", "pass@1"):
             std = f" \u00b1 {percent(r[m + ' std'])}" if r["seeds"] > 1 else ""
             cells += [percent(r[m]) + std, rise(r, m)]
-        cells += [rise(r, "pass@1 deep"), percent(r["gain pass@16"], "+")]
+        cells += [beside(r, "pass@1"), rise(r, "pass@1 deep"), beside(r, "pass@1 deep"),
+                  percent(r["gain pass@16"], "+")]
         for k, form in (("rollouts", ",.0f"), ("minutes", ".1f")):
             cells.append(f"{r[k]:{form}}" if r[k] is not None else "-")
         cells.append(f"`{cell(r['command'])}`" if r["command"] else "")
@@ -732,7 +745,8 @@ def compare_table(rows):
     return "\n".join(lines + [
         "", "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over "
         "seeds; gain: points over", "each run's own start model, 95 % interval over seeds (over tasks if one seed); "
-        "depths 4-6: of pass@1; minutes of self-play;", "sorted by the gain in pass@1.", ""])
+        "depths 4-6: of pass@1; minus full's: of the", "same seeds, so mostly of the same start models, with its "
+        "interval over seeds; minutes of self-play; sorted by the gain in pass@1.", ""])
 
 
 def compare(paths, out, keep=None):
@@ -857,31 +871,32 @@ def chart(title, unit, series, x_unit="step", span=None):
 
 
 def compare_svg(rows):
-    """Gains with their intervals, a row each for greedy and pass@1; hollow circles are single seeds."""
-    marks = [100 * v for r in rows for m in ("greedy", "pass@1") for v in
+    """Gains with their intervals, three lines a row; hollow circles are single seeds."""
+    lines = (("greedy", "greedy"), ("pass@1", "pass@1"), ("pass@1 deep", "at depths 4-6"))
+    marks = [100 * v for r in rows for m, _ in lines for v in
              (*r[f"gain {m} by seed"], r[f"gain {m} low"] or 0, r[f"gain {m} high"] or 0)]
-    (x0, x1), high = widen(marks), 60 + 44 * len(rows)
+    (x0, x1), high = widen(marks), 60 + 60 * len(rows)
 
     def px(v):
-        return 190 + 430 * (v - x0) / (x1 - x0)
+        return 190 + 400 * (v - x0) / (x1 - x0)
     out = [f'<path class="axis" d="M{px(v):.1f} 26V{high - 24}"/><text x="{px(v):.1f}" y="{high - 8}" '
            f'text-anchor="middle">{short(v)}</text>' for v in ticks(x0, x1, 6)]
     out.append('<text x="8" y="16">gain over the own start model in points, held-out mean; 95 % interval; hollow: one '
                f'seed</text><path stroke="var(--soft)" d="M{px(0):.1f} 26V{high - 24}"/>')
     for i, r in enumerate(rows):
         name = r["name"] if len(r["name"]) < 27 else r["name"][:25] + ".."
-        out.append(f'<text class="name" x="8" y="{52 + 44 * i}">{esc(name)}</text>')
-        for j, m in enumerate(("greedy", "pass@1")):
-            y, mean, low = 42 + 44 * i + 18 * j, 100 * r["gain " + m], r[f"gain {m} low"]
-            out.append(f'<text x="640" y="{y + 4}">{m} {mean:+.1f}</text>')
+        out.append(f'<text class="name" x="8" y="{64 + 60 * i}">{esc(name)}</text>')
+        for j, (m, label) in enumerate(lines):
+            y, mean, low = 42 + 60 * i + 18 * j, 100 * r["gain " + m], r[f"gain {m} low"]
+            out.append(f'<text x="606" y="{y + 4}">{label} {mean:+.1f}</text>')
             if low is not None:
                 ends = px(100 * low), px(100 * r[f"gain {m} high"])
                 out.append(f'<path class="line c{j} d{j}" d="M{ends[0]:.1f} {y}H{ends[1]:.1f}"/>')
             out += [f'<circle class="c{j} hollow" cx="{px(100 * v):.1f}" cy="{y}" r="3.5"/>'
                     for v in r[f"gain {m} by seed"]]
             out.append(f'<circle class="c{j}" cx="{px(mean):.1f}" cy="{y}" r="4.5"/>')
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 730 {high}" width="730" height="{high}">'
-            f'<style>{STYLE}</style><rect width="730" height="{high}" fill="var(--paper)"/>{"".join(out)}</svg>\n')
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 {high}" width="740" height="{high}">'
+            f'<style>{STYLE}</style><rect width="740" height="{high}" fill="var(--paper)"/>{"".join(out)}</svg>\n')
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2021,7 +2021,7 @@ class TestCompare(unittest.TestCase):
             half = 12.71 * std / 2 ** 0.5                                  # Student's t with one degree of freedom
             self.assertEqual(table[0][3], f"{mean - 100 * base:+.1f} [{mean - 100 * base - half:+.1f}, "
                                           f"{mean - 100 * base + half:+.1f}]")
-            self.assertEqual(table[0][8:11], ["1,500", "2.0", "`python train.py / tee log`"])
+            self.assertEqual(table[0][10:13], ["1,500", "2.0", "`python train.py / tee log`"])
             self.assertRegex(table[2][3], r"^\+0.0 \[\+0.0, \+0.0\]$")
             with open(os.path.join(d, "out", "compare.csv")) as f:
                 self.assertEqual(len(f.read().strip().split("\n")), 5)     # a header, and a name that holds a line end
@@ -2029,6 +2029,18 @@ class TestCompare(unittest.TestCase):
                 svg = f.read()
             xml.etree.ElementTree.fromstring(svg)
             self.assertNotIn("<img", svg)
+
+    def test_rows_are_paired_with_full_by_seed(self):
+        """A row's distance to full is taken seed by seed, whatever order the runs come in."""
+        runs = [{"named": True, "name": name, "setting": {"name": name}, "seed": str(seed), "command": "",
+                 "rollouts": 1, "minutes": 1.0, **{m: 0.5 for m in ("greedy", "pass@1", "pass@16", "pass@1 deep")},
+                 **{f"{what} {m}{k}": g if what == "gain" else None for what in ("gain", "ci")
+                    for m in evaluation.METRICS for k in ("", " deep", *(" " + k for k in KINDS))}}
+                for name, seed, g in (("other", 3, 0.12), ("full", 1, 0.1), ("other", 1, 0.05), ("full", 2, 0.9),
+                                      ("full", 3, 0.2))]
+        other = next(r for r in evaluation.group_runs(runs) if r["name"] == "other")
+        self.assertAlmostEqual(other["over full pass@1"], ((0.05 - 0.1) + (0.12 - 0.2)) / 2)
+        self.assertEqual(other["seed list"], "3 1")
 
     def test_records_stand_for_runs(self):
         """The small records that --keep leaves give the same table, CSV and drawing as the runs they came from."""
