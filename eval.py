@@ -227,8 +227,9 @@ def table_lines(base, final, counts=None, people=None):
             for m in METRICS:
                 rise, ci = gain(base, final, m, counts, KINDS if label == "all" else (label,))
                 if rise is not None:
-                    text += f" {m} {100 * rise:+5.1f}"
-                    text += f"[{100 * ci[0]:.1f}, {100 * ci[1]:.1f}]".rjust(15) if ci else ""
+                    text += (f" {m} {100 * rise:+5.1f}" +
+                             (f" [{100 * ci[0]:.1f},{100 * ci[1]:.1f}]" if ci else "")).ljust(26)
+            text = text.rstrip()
             lines.append(text)
     return lines
 
