@@ -16,6 +16,7 @@ import os
 import pathlib
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -2180,6 +2181,34 @@ class TestReport(unittest.TestCase):
 
 
 class TestReadme(unittest.TestCase):
+    def test_results_are_the_records(self):
+        """The README's table of results, the CSV and the drawing are what --compare makes of the records kept."""
+        records = sorted(str(p) for p in pathlib.Path(HERE, "results", "grid").glob("*.json"))
+        with tempfile.TemporaryDirectory() as d:
+            self.assertEqual(call_eval("--compare", *records, "--out", d)[0], 0)
+            for kind in ("md", "csv", "svg"):
+                made = pathlib.Path(d, f"compare.{kind}").read_text(encoding="utf-8")
+                self.assertEqual(pathlib.Path(HERE, "results", f"compare.{kind}").read_text(encoding="utf-8"), made)
+                if kind == "md":
+                    self.assertIn(made, pathlib.Path(HERE, "README.md").read_text(encoding="utf-8"))
+
+    def test_its_commands_parse(self):
+        """Every flag in the README is one of train.py's or eval.py's, and with its value train.py takes it."""
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
+            spans = re.findall(r"`(?:python train\.py )?(--[^`]*)`|^python train\.py (--.*?)(?: #|$)", f.read(), re.M)
+        known, count = {f"--{name}" for name in [*asdict(train.Config()), "preset", "ablation", "seeds", "out"]}, 0
+        for words in (re.sub(r"\b(NAME|S)\b", lambda m: {"NAME": "full", "S": "1"}[m[0]], a or b).split()
+                      for a, b in spans):
+            if words[0] in ("--compare", "--bench", "--report", "--keep", "--resume"):
+                continue
+            with self.subTest(" ".join(words)):
+                self.assertLessEqual({w for w in words if w[:2] == "--"}, known)
+                of_a_diff = {"frontier", "role", "deduction,abduction,induction,typing"} & {*words}
+                if len(words) % 2 == 0 and not of_a_diff:
+                    train.parse([*words, "--device", "cpu"])
+                    count += 1
+        self.assertGreater(count, 20)
+
     def test_its_diffs_work(self):
         """Each diff the README shows applies to the code as it is, and what it adds runs."""
         with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
