@@ -147,7 +147,7 @@ PRESETS = {
     # not measured yet on a GPU: sizes follow the roofline in README; lower `tasks` when memory is short
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=6000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=300, proposals=256, tasks=512, tries=8,
-                references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256),
+                references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256, workers=8),
 }
 
 SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, adam_eps=1e-8, sharp_lr=0.0, minibatches=48)
