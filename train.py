@@ -16,11 +16,9 @@ Where we differ from the paper and from the authors' code:
    one bit: those carry none. `--ablation paper_batch` switches both back.
 4) AdamW's epsilon is far above the gradient's entries (`adam_eps`): steps are in proportion to the gradient. With the
    usual one every weight moves by about the learning rate, and the noise of one-bit rewards wears tracing away.
-5) Proposals weigh a tenth in the update (`propose_weight`): at full weight the proposer narrows its tasks, within 50
-   steps, to chains of the few operations that still err, and the solver forgets the others.
-6) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
-7) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
-8) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
+5) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
+6) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
+7) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
 
 Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
       python train.py --help   # every knob, with advice
@@ -116,8 +114,7 @@ class Config:
     floor: float = 0.2            # least deviation that a cell's rewards are divided by
     skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
     negative: float = 1.0         # weight of negative advantages; 0 learns from what beat its cell's baseline alone
-    propose_weight: float = 0.1   # weight of the proposer's advantages (1 / lambda of Eq. 3): at 1 it soon writes
-                                  # little but chains of the operations that err most, and the solver unlearns the rest
+    propose_weight: float = 1.0   # weight of the proposer's advantages (1 / lambda of Eq. 3)
     optimizer: str = "adamw"      # adamw | muon
     lr: float = 1e-3              # AdamW
     adam_eps: float = 1e-3        # far above the gradient's entries (1e-4), so that steps are in proportion to them;
@@ -154,6 +151,7 @@ SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, adam_eps=1e-8, shar
 ABLATIONS = {  # each differs from full by what it names; the README's table is made of these
     "full": {},
     "solver_only": dict(proposer="frozen"),
+    "quiet_proposer": dict(propose_weight=0.1),
     "random_tasks": dict(proposer="random"),
     "random_shallow": dict(proposer="random", depths="rare"),
     "fixed_10k_rl": dict(proposer="fixed", fixed_tasks=10000),
@@ -171,7 +169,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_blame": dict(negative=0.0),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True, previous_step=True,
-                         novelty_gate=False, propose_weight=1.0, sharp_lr=0.0),
+                         novelty_gate=False, sharp_lr=0.0),
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
