@@ -619,7 +619,7 @@ def run_tasks(model, ex, path, max_new, samples):
 # ---------------------------------------------------------------------------------------------------------------------
 # --compare: runs grouped by their config without the seed
 
-OWN = {"seed", "out", "command", "name", "ablation", "resume", "commit", "date", "machine", "note"}  # of a run, not a setting
+OWN = {"seed", "out", "command", "name", "ablation", "resume", "commit", "date", "machine", "note"}  # not a setting
 
 
 def read_record(path):
