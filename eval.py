@@ -23,6 +23,7 @@ Try:  python eval.py RUN                     # the held-out table of a run's fol
       python eval.py --bench                 # speeds beside naive paths and this machine's limit
 """
 import argparse
+import copy
 import csv
 import html
 import io
@@ -1173,15 +1174,15 @@ def qwen3_twin(model):
     return twin
 
 
-def library_rate(twin, prompts, steps, tries):
-    """Tokens/s of the library's cached `generate` with these weights, prompts and lengths."""
+def library_rate(twin, prompts, steps, tries, least):
+    """Tokens/s of the library's cached `generate` with these weights, prompts and lengths (from `least` to `steps`)."""
     width = max(map(len, prompts))
     idx = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts]).repeat_interleave(tries, 0)  # left-padded
     start = time.perf_counter()
     with torch.inference_mode():
-        twin.generate(idx, attention_mask=idx.ne(PAD).long(), do_sample=True, top_k=0, max_new_tokens=steps,
-                      min_new_tokens=steps, pad_token_id=PAD, eos_token_id=END, bos_token_id=END)
-    return len(idx) * steps / (time.perf_counter() - start)
+        out = twin.generate(idx, attention_mask=idx.ne(PAD).long(), do_sample=True, top_k=0, max_new_tokens=steps,
+                            min_new_tokens=least, pad_token_id=PAD, eos_token_id=END, bos_token_id=END)
+    return int(out[:, width:].ne(PAD).sum()) / (time.perf_counter() - start)
 
 
 def bench(folder):
@@ -1221,7 +1222,20 @@ def bench(folder):
     slow = seconds(lambda: generate_naive(model, draws[:4], steps, tries=1, stop=-1), 1)
     sampled, naive = 192 * 8 * steps / fast, 4 * steps / slow
     twin = qwen3_twin(model)                                                # its better number type counts
-    library = max(library_rate(twin.to(t), draws, steps, 8) for t in (torch.float32, torch.bfloat16)) if twin else 0.0
+    library = max(library_rate(twin.to(t), draws, steps, 8, steps) for t in (torch.float32, torch.bfloat16)) \
+        if twin else 0.0
+
+    ender = copy.deepcopy(model)                                            # replies end by themselves, as in self-play
+    with torch.no_grad():                       # a constant channel and its weight: one token in 55 or so is the end
+        ender.embed.weight[:, 0], ender.head.weight[END] = 3, 0
+        ender.head.weight[END, 0] = 0.19
+    torch.set_num_threads(1)
+    lengths = [len(r) for r in generate(ender, draws, cfg.max_new, tries=8, dtype=cfg.dtype)[0]]
+    uneven = sum(lengths) / seconds(lambda: generate(ender, draws, cfg.max_new, tries=8, dtype=cfg.dtype), 2)
+    torch.set_num_threads(cores)
+    twin = qwen3_twin(ender)
+    library_uneven = max(library_rate(twin.to(t), draws, cfg.max_new, 8, 1)
+                         for t in (torch.float32, torch.bfloat16) for _ in range(2)) if twin else 0.0
 
     rollouts = [Rollout("solve", "deduction", p, [rng.randrange(32, 300) for _ in range(n)], [-5.0] * n)
                 for p in draws for n in rng.choices((4, 8, 20, 40, 60, 80), k=8)]
@@ -1265,7 +1279,8 @@ def bench(folder):
         "machine": {"cores": cores, "dtype": cfg.dtype, "peak_gflops": peak / 1e9, "torch": torch.__version__},
         "sample": {"tokens_per_s": sampled, "float32_tokens_per_s": 192 * 8 * steps / fast32,
                    "naive_tokens_per_s": naive, "ratio": sampled / naive, "rollouts_per_s": sampled / steps,
-                   "library_tokens_per_s": library,
+                   "library_tokens_per_s": library, "uneven_tokens_per_s": uneven,
+                   "uneven_library_tokens_per_s": library_uneven, "uneven_mean_length": sum(lengths) / len(lengths),
                    "share_of_peak": sampled * flops / peak},
         "learn": {"tokens_per_s": real / learn, "plain_tokens_per_s": real / plain, "ratio": plain / learn,
                   "prompts_shared": 1 - read / real, "share_of_peak": 3 * read / learn * flops / peak},
@@ -1277,6 +1292,7 @@ def bench(folder):
     print(f"{'  rollouts/s (64 tok.)':22}{s['rollouts_per_s']:12,.0f}{naive / steps:12,.1f}")
     if library:
         print(f"{'  transformers generate':22}{'':12}{library:12,.0f}{sampled / library:8.1f}x")
+        print(f"{'  uneven, transformers':22}{uneven:12,.0f}{library_uneven:12,.0f}{uneven / library_uneven:8.1f}x")
     print(f"{'learnt tokens/s':22}{t['tokens_per_s']:12,.0f}{t['plain_tokens_per_s']:12,.0f}{t['ratio']:8.1f}x"
           f"{t['share_of_peak']:9.1%}")
     print(f"{'checked programs/s':22}{p['checked_per_s']:12,.0f}{p['fresh_process_per_s']:12,.0f}{p['ratio']:8.0f}x")
@@ -1286,6 +1302,8 @@ def bench(folder):
     print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n")
     print("naive: sampling without a cache, one row at a time; learning in one padded float32 batch with all logits;")
     print("a fresh interpreter for each program.")
+    mean_length = sum(lengths) / len(lengths)
+    print(f"uneven: replies of {mean_length:.0f} tokens on average, {max(lengths)} at most, as in self-play.")
     path = os.path.join(folder, "bench.json")
     write_text(path, json.dumps({"command": "python eval.py --bench", **result}, indent=1))
     print(f"wrote {path}")
