@@ -637,15 +637,15 @@ def read_record(path):
             **{k: result.get(k) for k in ("base", "final", "people")}}
 
 
-def read_runs(paths, keep=None):
-    """One dict a path that holds a finished run (its figures, its setting); the others are named on stderr. keep: the
-    folder where small records of them are left."""
+def read_runs(paths):
+    """One dict a path that holds a finished run (its figures, its setting, its record); the others are named on
+    stderr."""
     runs = []
     for path in paths:
         record = read_record(path)
         config = record["config"] if isinstance(record.get("config"), dict) else {}
         name, folder = config.get("name") or config.get("ablation"), os.path.basename(os.path.abspath(path))
-        run = {"named": bool(name), "name": str(name or folder),
+        run = {"named": bool(name), "name": str(name or folder), "record": record, "file": folder,
                "setting": {k: v for k, v in config.items() if k not in OWN},
                "command": re.sub(r" --out \S+", "", str(config.get("command") or "")),
                "rollouts": number(record, "rollouts"), "minutes": number(record, "minutes")}
@@ -664,8 +664,6 @@ def read_runs(paths, keep=None):
             print(f"{path}: setting and seed of a run before it, so no new evidence; skipped", file=sys.stderr)
             continue
         runs.append(run)
-        if keep:
-            write_text(os.path.join(keep, folder.removesuffix(".json") + ".json"), json.dumps(record))
     return runs
 
 
@@ -761,8 +759,8 @@ def compare(paths, out, keep=None):
             os.makedirs(folder, exist_ok=True)
     except OSError as e:
         fail(f"cannot make the folder {folder} ({e.strerror}); choose another with --out and --keep")
-    if keep:
-        read_runs(paths, keep)
+    for run in runs if keep else []:
+        write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
     rows = group_runs(runs)
     table, text = compare_table(rows), io.StringIO()
     print(table, end="")
