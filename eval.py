@@ -49,6 +49,7 @@ SUITE_SEED = 505_03335  # fixed: every run and every seed is measured on the sam
 MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 is reported, and kept for extrapolation
 DEEP = range(4, 7)         # what the warm-up hardly showed
 METRICS = ("greedy", "pass@1", "pass@16")
+COMPARED = ("greedy", "pass@1", "pass@1 deep")  # gains that --compare gives an interval
 MISSING = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)  # in a torn or foreign table
 
 
@@ -230,8 +231,7 @@ def table_lines(base, final, counts=None, people=None):
                 if rise is not None:
                     text += (f" {m} {100 * rise:+5.1f}" +
                              (f" [{100 * ci[0]:.1f},{100 * ci[1]:.1f}]" if ci else "")).ljust(26)
-            text = text.rstrip()
-            lines.append(text)
+            lines.append(text.rstrip())
     return lines
 
 
@@ -691,7 +691,7 @@ def group_runs(runs):
         apart = sorted(k for k in set().union(*twins) if any(t.get(k) != setting.get(k) for t in twins))
         row = {"name": name + (" (" + ", ".join(f"{k}={setting.get(k)}" for k in apart) + ")" if apart else ""),
                "seeds": len(mine), "command": mine[0]["command"]}
-        for m in ("greedy", "pass@1", "pass@1 deep"):
+        for m in COMPARED:
             if m in mine[0]:
                 row[m], row[m + " std"], _ = spread([r[m] for r in mine])
             gains = [r["gain " + m] for r in mine]
@@ -706,9 +706,9 @@ def group_runs(runs):
         rows.append(row)
     full = next(({r["seed"]: r for r in g} for g in groups.values() if g[0]["name"] == "full"), {})
     for row, mine in zip(rows, groups.values()):     # beside full from the same seeds, that is the same start networks
-        for m in ("greedy", "pass@1", "pass@1 deep"):
-            apart = [r["gain " + m] - full[r["seed"]]["gain " + m] for r in mine if r["seed"] in full]
-            row["over full " + m], _, row[f"over full {m} half"] = spread(apart) if apart else (None, None, None)
+        for m in COMPARED:
+            over = [r["gain " + m] - full[r["seed"]]["gain " + m] for r in mine if r["seed"] in full]
+            row["over full " + m], _, row[f"over full {m} half"] = spread(over) if over else (None, None, None)
     return sorted(rows, key=lambda r: -r["gain pass@1"])
 
 
