@@ -35,7 +35,7 @@ import re
 import sys
 import time
 import zipfile
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -1172,15 +1172,88 @@ def qwen3_twin(model):
     return twin
 
 
-def library_rate(twin, prompts, steps, tries, least):
-    """Tokens/s of the library's cached `generate` with these weights, prompts and lengths (from `least` to `steps`)."""
-    width = max(map(len, prompts))
-    idx = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts]).repeat_interleave(tries, 0)  # left-padded
-    start = time.perf_counter()
-    with torch.inference_mode():
-        out = twin.generate(idx, attention_mask=idx.ne(PAD).long(), do_sample=True, top_k=0, max_new_tokens=steps,
-                            min_new_tokens=least, pad_token_id=PAD, eos_token_id=END, bos_token_id=END)
-    return int(out[:, width:].ne(PAD).sum()) / (time.perf_counter() - start)
+def seconds(work, repeat=3, threads=1):
+    """The best of some repeats, with torch on so many threads: noise on a shared machine only ever adds."""
+    torch.set_num_threads(threads)
+    best = math.inf
+    for _ in range(repeat):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def library_rate(twin, prompts, longest, least):
+    """Tokens/s of the library's cached `generate`, 8 tries a prompt, replies of `least` to `longest` tokens; in the
+    better of its number types. 0 without the library."""
+    if twin is None:
+        return 0.0
+    width, rates = max(map(len, prompts)), []
+    idx = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts]).repeat_interleave(8, 0)  # left-padded
+    torch.set_num_threads(os.cpu_count() or 1)
+    for dtype in (torch.float32, torch.bfloat16):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            out = twin.to(dtype).generate(
+                idx, attention_mask=idx.ne(PAD).long(), do_sample=True, top_k=0, max_new_tokens=longest,
+                min_new_tokens=least, pad_token_id=PAD, eos_token_id=END, bos_token_id=END)
+        rates.append(int(out[:, width:].ne(PAD).sum()) / (time.perf_counter() - start))
+    return max(rates)
+
+
+STEPS = 64  # tokens of a reply in the bench, where all are of one length
+
+
+def bench_library(model, cfg, prompts):
+    """Tokens/s of transformers' generate, which is no requirement of ours, with replies of one length; and of both of
+    us with replies of uneven length, as in self-play: there the library carries the ended rows along."""
+    ender = copy.deepcopy(model)                # its replies end by themselves:
+    with torch.no_grad():                       # a constant channel and its weight: one token in 55 or so is the end
+        ender.embed.weight[:, 0], ender.head.weight[END] = 3, 0
+        ender.head.weight[END, 0] = 0.19
+    lengths = [len(r) for r in generate(ender, prompts, cfg.max_new, tries=8, dtype=cfg.dtype)[0]]
+    ours = seconds(lambda: generate(ender, prompts, cfg.max_new, tries=8, dtype=cfg.dtype))
+    return {"library_tokens_per_s": library_rate(qwen3_twin(model), prompts, STEPS, STEPS),
+            "uneven_tokens_per_s": sum(lengths) / ours,
+            "uneven_library_tokens_per_s": max(library_rate(qwen3_twin(ender), prompts, cfg.max_new, 1)
+                                               for _ in range(2)),
+            "uneven_mean_length": sum(lengths) / len(lengths), "uneven_max_length": max(lengths)}
+
+
+def bench_ladders(model, cfg, prompts):
+    """(sampling, learning): [(rung, tokens/s)], each rung the one before and one idea; and the share of tokens that
+    sharing prompts saves. Learning counts a try's tokens with its prompt, whether it shares that or not."""
+    import model as network
+    import train  # train imports this module; by now it is loaded
+    rng, threads, cores = random.Random(1), network.THREADS, os.cpu_count() or 1
+    many = GPT(replace(model.config, n_kv_head=cfg.n_head))
+    apart, work = [p for p in prompts for _ in range(8)], len(prompts) * 8 * STEPS
+    sampling, learning = [("sampling: no cache, a row at a time", 4 * STEPS / seconds(
+        lambda: generate_naive(model, prompts[:4], STEPS, tries=1, stop=-1), 1, cores))], []
+    for name, net, asked, tries, dtype, n in (
+            ("+ static cache, 256 rows a step", many, apart, 1, "float32", 1),
+            ("+ tries of a task share its prompt", many, prompts, 8, "float32", 1),
+            ("+ one key and value head", model, prompts, 8, "float32", 1),
+            ("+ products in " + cfg.dtype, model, prompts, 8, cfg.dtype, 1),
+            ("+ a thread a core", model, prompts, 8, cfg.dtype, threads)):
+        network.THREADS = n
+        sampling.append((name, work / seconds(
+            lambda: generate(net, asked, STEPS, tries=tries, stop=-1, dtype=dtype), 2)))
+    rollouts = [Rollout("solve", "deduction", p, [rng.randrange(32, 300) for _ in range(n)], [-5.0] * n)
+                for p in prompts for n in rng.choices((4, 8, 20, 40, 60, 80), k=8)]
+    rows, twin = [r.prompt + r.reply for r in rollouts], copy.deepcopy(model)
+    real, adam = sum(map(len, rows)), torch.optim.AdamW(twin.parameters(), lr=1e-4)
+    for name, dtype, longest, n in (("+ rows of like length, reply's logits", "float32", 0, 1),
+                                    ("+ products in " + cfg.dtype, cfg.dtype, 0, 1),
+                                    ("+ tries of a task share a row", cfg.dtype, train.SHARED, 1),
+                                    ("+ a thread a core", cfg.dtype, train.SHARED, threads)):
+        network.THREADS = n
+        batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg, longest)
+        read = sum(int(b[0].ne(PAD).sum()) for b in batches)
+        learning.append((name, real / seconds(lambda: train.accumulate(
+            model, batches, lambda m, b: train.rollout_loss(m, b, cfg), dtype), 2)))
+    plain = seconds(lambda: [plain_step(twin, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1, cores)
+    return sampling, [("learning: padded batches, all logits", real / plain), *learning], 1 - read / real
 
 
 def bench(folder):
@@ -1188,122 +1261,48 @@ def bench(folder):
     as a share of what a large matrix product reaches here. Prints a table, writes bench.json."""
     import executor
     import model as network
-    import train  # train imports this module; by now both are loaded
-
-    def seconds(work, repeat=3):
-        """The best of some repeats: noise on a shared machine only ever adds."""
-        best = math.inf
-        for _ in range(repeat):
-            start = time.perf_counter()
-            work()
-            best = min(best, time.perf_counter() - start)
-        return best
-
+    import train
     train.tune_allocator()
     cores = os.cpu_count() or 1
     network.THREADS = max(1, min(8, cores))
     cfg, _ = train.parse(["--preset", "cpu", "--device", "cpu"])
     torch.manual_seed(0)
+    rng = random.Random(0)
     model = GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_kv_head, n_embd=cfg.n_embd,
                           block_size=cfg.block_size))
-    torch.set_num_threads(cores)
     a = torch.randn(2048, 2048, dtype=getattr(torch, cfg.dtype))
-    peak = 2 * 2048 ** 3 / seconds(lambda: a @ a, 10)                       # FLOP/s
-    rng = random.Random(0)
-    draws = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(192)]
-    steps, rows = 64, []
-
-    torch.set_num_threads(1)
-    fast = seconds(lambda: generate(model, draws, steps, tries=8, stop=-1, dtype=cfg.dtype))
-    fast32 = seconds(lambda: generate(model, draws, steps, tries=8, stop=-1), 1)
-    torch.set_num_threads(cores)
-    slow = seconds(lambda: generate_naive(model, draws[:4], steps, tries=1, stop=-1), 1)
-    sampled, naive = 192 * 8 * steps / fast, 4 * steps / slow
-    twin = qwen3_twin(model)                                                # its better number type counts
-    library = max(library_rate(twin.to(t), draws, steps, 8, steps) for t in (torch.float32, torch.bfloat16)) \
-        if twin else 0.0
-
-    ender = copy.deepcopy(model)                                            # replies end by themselves, as in self-play
-    with torch.no_grad():                       # a constant channel and its weight: one token in 55 or so is the end
-        ender.embed.weight[:, 0], ender.head.weight[END] = 3, 0
-        ender.head.weight[END, 0] = 0.19
-    torch.set_num_threads(1)
-    lengths = [len(r) for r in generate(ender, draws, cfg.max_new, tries=8, dtype=cfg.dtype)[0]]
-    uneven = sum(lengths) / seconds(lambda: generate(ender, draws, cfg.max_new, tries=8, dtype=cfg.dtype), 2)
-    torch.set_num_threads(cores)
-    twin = qwen3_twin(ender)
-    library_uneven = max(library_rate(twin.to(t), draws, cfg.max_new, 8, 1)
-                         for t in (torch.float32, torch.bfloat16) for _ in range(2)) if twin else 0.0
-
-    rollouts = [Rollout("solve", "deduction", p, [rng.randrange(32, 300) for _ in range(n)], [-5.0] * n)
-                for p in draws for n in rng.choices((4, 8, 20, 40, 60, 80), k=8)]
-    rows = [r.prompt + r.reply for r in rollouts]
-    real = sum(map(len, rows))                                              # each with its prompt, shared or not
-
-    def learning(dtype, longest, repeat=2):
-        """Seconds of one update's gradient; rows of several tries have up to `longest` tokens."""
-        batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg, longest)
-        return seconds(lambda: train.accumulate(model, batches, lambda m, b: train.rollout_loss(m, b, cfg), dtype),
-                       repeat)
-    torch.set_num_threads(1)
-    learn = learning(cfg.dtype, train.SHARED, 3)
-    read = sum(int(b[0].ne(PAD).sum()) for b in train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg))
-    torch.set_num_threads(cores)
-    adam = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    plain = seconds(lambda: [plain_step(model, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1)
-
-    ladder = [("sampling: no cache, a row at a time", naive)]                # each rung is the one before and one idea
-    many = GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_head, n_embd=cfg.n_embd,
-                         block_size=cfg.block_size))
-    apart = [p for p in draws for _ in range(8)]
-    torch.set_num_threads(1)
-    network.THREADS, threads = 1, network.THREADS
-    for name, net, prompts, tries, dtype in (("+ static cache, 256 rows a step", many, apart, 1, "float32"),
-                                             ("+ tries of a task share its prompt", many, draws, 8, "float32"),
-                                             ("+ one key and value head", model, draws, 8, "float32"),
-                                             ("+ products in " + cfg.dtype, model, draws, 8, cfg.dtype)):
-        work = seconds(lambda: generate(net, prompts, steps, tries=tries, stop=-1, dtype=dtype), 2)
-        ladder.append((name, 192 * 8 * steps / work))
-    ladder += [("+ a thread a core", sampled), ("learning: padded batches, all logits", real / plain)]
-    for name, dtype, longest in (("+ rows of like length, reply's logits", "float32", 0),
-                                 ("+ products in " + cfg.dtype, cfg.dtype, 0),
-                                 ("+ tries of a task share a row", cfg.dtype, train.SHARED)):
-        ladder.append((name, real / learning(dtype, longest)))
-    ladder.append(("+ a thread a core", real / learn))
-    network.THREADS = threads
-    programs = executor.bench()
-    flops = model.flops_per_token(80)
-    result = {
-        "machine": {"cores": cores, "dtype": cfg.dtype, "peak_gflops": peak / 1e9, "torch": torch.__version__},
-        "sample": {"tokens_per_s": sampled, "float32_tokens_per_s": 192 * 8 * steps / fast32,
-                   "naive_tokens_per_s": naive, "ratio": sampled / naive, "rollouts_per_s": sampled / steps,
-                   "library_tokens_per_s": library, "uneven_tokens_per_s": uneven,
-                   "uneven_library_tokens_per_s": library_uneven, "uneven_mean_length": sum(lengths) / len(lengths),
-                   "share_of_peak": sampled * flops / peak},
-        "learn": {"tokens_per_s": real / learn, "plain_tokens_per_s": real / plain, "ratio": plain / learn,
-                  "prompts_shared": 1 - read / real, "share_of_peak": 3 * read / learn * flops / peak},
-        "execute": programs, "ladder": ladder}
-    s, t, p = result["sample"], result["learn"], programs
+    peak = 2 * 2048 ** 3 / seconds(lambda: a @ a, 10, cores)                # FLOP/s
+    prompts = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(192)]
+    sampling, learning, shared = bench_ladders(model, cfg, prompts)
+    flops, naive, fast = model.flops_per_token(80), sampling[0][1], sampling[-1][1]
+    plain, learnt = learning[0][1], learning[-1][1]
+    s = {"tokens_per_s": fast, "naive_tokens_per_s": naive, "ratio": fast / naive, "rollouts_per_s": fast / STEPS,
+         "share_of_peak": fast * flops / peak, **bench_library(model, cfg, prompts)}
+    t = {"tokens_per_s": learnt, "plain_tokens_per_s": plain, "ratio": learnt / plain, "prompts_shared": shared,
+         "share_of_peak": 3 * (1 - shared) * learnt * flops / peak}
+    p = executor.bench()
+    library, uneven = s["library_tokens_per_s"], s["uneven_tokens_per_s"]
     print(f"{cores} cores, {cfg.dtype}, matrix products at {peak / 1e9:,.0f} GFLOP/s, {model.num_params():,} weights\n")
     print(f"{'':22}{'fast':>12}{'naive':>12}{'ratio':>9}{'of peak':>9}")
-    print(f"{'sampled tokens/s':22}{s['tokens_per_s']:12,.0f}{naive:12,.0f}{s['ratio']:8.0f}x{s['share_of_peak']:9.1%}")
-    print(f"{'  rollouts/s (64 tok.)':22}{s['rollouts_per_s']:12,.0f}{naive / steps:12,.1f}")
+    print(f"{'sampled tokens/s':22}{fast:12,.0f}{naive:12,.0f}{s['ratio']:8.0f}x{s['share_of_peak']:9.1%}")
+    print(f"{'  rollouts/s (64 tok.)':22}{s['rollouts_per_s']:12,.0f}{naive / STEPS:12,.1f}")
     if library:
-        print(f"{'  transformers generate':22}{'':12}{library:12,.0f}{sampled / library:8.1f}x")
-        print(f"{'  uneven, transformers':22}{uneven:12,.0f}{library_uneven:12,.0f}{uneven / library_uneven:8.1f}x")
-    print(f"{'learnt tokens/s':22}{t['tokens_per_s']:12,.0f}{t['plain_tokens_per_s']:12,.0f}{t['ratio']:8.1f}x"
-          f"{t['share_of_peak']:9.1%}")
+        beside = s["uneven_library_tokens_per_s"]
+        print(f"{'  transformers generate':22}{'':12}{library:12,.0f}{fast / library:8.1f}x")
+        print(f"{'  uneven, transformers':22}{uneven:12,.0f}{beside:12,.0f}{uneven / beside:8.1f}x")
+    print(f"{'learnt tokens/s':22}{learnt:12,.0f}{plain:12,.0f}{t['ratio']:8.1f}x{t['share_of_peak']:9.1%}")
     print(f"{'checked programs/s':22}{p['checked_per_s']:12,.0f}{p['fresh_process_per_s']:12,.0f}{p['ratio']:8.0f}x")
     print("\nladder, tokens/s")
-    for name, rate in ladder:
+    for name, rate in sampling + learning:
         print(f"  {name:40}{rate:10,.0f}")
-    print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n")
-    print("naive: sampling without a cache, one row at a time; learning in one padded float32 batch with all logits;")
-    print("a fresh interpreter for each program.")
-    mean_length = sum(lengths) / len(lengths)
-    print(f"uneven: replies of {mean_length:.0f} tokens on average, {max(lengths)} at most, as in self-play.")
+    print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n\n"
+          "naive: sampling without a cache, one row at a time; learning in one padded float32 batch with all logits;\n"
+          f"a fresh interpreter for each program.\nuneven: replies of {s['uneven_mean_length']:.0f} tokens on average, "
+          f"{s['uneven_max_length']} at most, as in self-play.")
     path = os.path.join(folder, "bench.json")
-    write_text(path, json.dumps({"command": "python eval.py --bench", **result}, indent=1))
+    write_text(path, json.dumps({"command": "python eval.py --bench", "machine": {
+        "cores": cores, "dtype": cfg.dtype, "peak_gflops": peak / 1e9, "torch": torch.__version__},
+        "sample": s, "learn": t, "execute": p, "ladder": sampling + learning}, indent=1))
     print(f"wrote {path}")
 
 

@@ -330,21 +330,6 @@ def lock(folder):
     return handle
 
 
-def read_metrics(path, phase_steps):
-    """The lines of metrics.jsonl that a checkpoint stands behind; later or torn ones are dropped and made again."""
-    kept = []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as f:
-            for line in f:
-                try:
-                    row = json.loads(line)
-                    if row["step"] < phase_steps.get(row["phase"], 0):
-                        kept.append(line if line.endswith("\n") else line + "\n")
-                except (ValueError, KeyError, TypeError):
-                    break  # a torn line ends the file
-    return kept
-
-
 STOP = {"signal": 0}
 
 
@@ -747,9 +732,11 @@ class Log:
     checkpoint; they are dropped here and will be made again."""
 
     def __init__(self, out, steps):
-        self.path = os.path.join(out, "metrics.jsonl")
-        save(self.path, "".join(read_metrics(self.path, steps)))
-        self.file = open(self.path, "a", encoding="utf-8")
+        path = os.path.join(out, "metrics.jsonl")
+        kept = [r for r in evaluation.read_metrics(out)
+                if (evaluation.number(r, "step") or 0) < steps.get(str(r.get("phase")), 0)]
+        save(path, "".join(json.dumps(r) + "\n" for r in kept))
+        self.file = open(path, "a", encoding="utf-8")
 
     def write(self, row):
         self.file.write(json.dumps(row) + "\n")
@@ -1050,7 +1037,10 @@ def grid(cfg, args, argv):
     go on."""
     names = list(ABLATIONS) if args.ablation == "all" else [args.ablation or "full"]
     jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + max(1, args.seeds)) for name in names]
-    rest = [a for a in strip(argv, ("--ablation", "--seeds", "--seed", "--out", "--name"))]
+    ap = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("ablation", "seeds", "seed", "out", "name"):
+        ap.add_argument("--" + flag)
+    _, rest = ap.parse_known_args(argv)                # the flags that every row gets
     for name, seed in tqdm(jobs, "grid"):
         out = os.path.join(args.out or "runs/grid", f"{name}-s{seed}")
         if os.path.exists(os.path.join(out, "eval.json")):
@@ -1060,19 +1050,6 @@ def grid(cfg, args, argv):
         code = subprocess.run([sys.executable, os.path.abspath(__file__), *how]).returncode
         if code:
             sys.exit(code)
-
-
-def strip(argv, names):
-    """argv without these flags and their values."""
-    out, skip = [], False
-    for a in argv:
-        if skip:
-            skip = False
-        elif a in names:
-            skip = True
-        elif a.split("=")[0] not in names:
-            out.append(a)
-    return out
 
 
 def main(argv=None):
