@@ -677,7 +677,7 @@ def spread(values):
     return mean, std, t * std / math.sqrt(n)
 
 
-def group_runs(runs):
+def group_runs(runs, beside="full"):
     """One row a setting. The interval of a gain is over seeds (each seed's gain is over its own base); with a lone seed
     it is the bootstrap over tasks, which says nothing of other seeds. Rows that share a name say how they differ."""
     groups = {}
@@ -704,40 +704,41 @@ def group_runs(runs):
             row[k] = None if None in (known := [r[k] for r in mine]) else sum(known) / len(known)
         row["seed list"] = " ".join(r["seed"] for r in mine)
         rows.append(row)
-    full = next(({r["seed"]: r for r in g} for g in groups.values() if g[0]["name"] == "full"), {})
-    for row, mine in zip(rows, groups.values()):     # beside full from the same seeds, that is the same start networks
+    other = next(({r["seed"]: r for r in g} for g in groups.values() if g[0]["name"] == beside), {})
+    for row, mine in zip(rows, groups.values()):     # against the same seeds of the row `beside`: paired
         for m in COMPARED:
-            over = [r["gain " + m] - full[r["seed"]]["gain " + m] for r in mine if r["seed"] in full]
-            row["over full " + m], _, row[f"over full {m} half"] = spread(over) if over else (None, None, None)
+            over = [r["gain " + m] - other[r["seed"]]["gain " + m] for r in mine if r["seed"] in other]
+            row["over " + m], _, row[f"over {m} half"] = spread(over) if over else (None, None, None)
     return sorted(rows, key=lambda r: -r["gain pass@1"])
 
 
-def compare_table(rows):
+def compare_table(rows, beside="full"):
     """The markdown that --compare prints and the README shows."""
     def percent(v, sign=""):
         return "-" if v is None else f"{100 * v:{sign}.1f}".replace("-0.0", "+0.0")
 
     def cell(text):  # a name or a command may hold anything, and | and line ends are markdown's
         return " ".join(str(text).split()).replace("|", "\\|")
+
     def rise(r, m):
         low, high = (percent(r[f"gain {m} {end}"], "+") for end in ("low", "high"))
         return f"{percent(r['gain ' + m], '+')} [{low}, {high}]"
 
-    def beside(r, m):
-        if r["name"] == "full" or r["over full " + m] is None:
+    def over(r, m):
+        if r["name"] == beside or r["over " + m] is None:
             return "-"
-        half = r[f"over full {m} half"]
-        return percent(r["over full " + m], "+") + (f" \u00b1 {percent(half)}" if half is not None else "")
-    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", "minus full's", "gain, depths 4-6", "minus full's",
-            "gain, pass@16", "rollouts", "minutes", "command"]
+        half = r[f"over {m} half"]
+        return percent(r["over " + m], "+") + (f" \u00b1 {percent(half)}" if half is not None else "")
+    minus = f"minus {cell(beside)}'s"
+    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", minus, "gain, depths 4-6", minus, "gain, pass@16",
+            "rollouts", "minutes", "command"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         cells = [cell(r["name"]), str(r["seeds"])]
         for m in ("greedy", "pass@1"):
             std = f" \u00b1 {percent(r[m + ' std'])}" if r["seeds"] > 1 else ""
             cells += [percent(r[m]) + std, rise(r, m)]
-        cells += [beside(r, "pass@1"), rise(r, "pass@1 deep"), beside(r, "pass@1 deep"),
-                  percent(r["gain pass@16"], "+")]
+        cells += [over(r, "pass@1"), rise(r, "pass@1 deep"), over(r, "pass@1 deep"), percent(r["gain pass@16"], "+")]
         for k, form in (("rollouts", ",.0f"), ("minutes", ".1f")):
             cells.append(f"{r[k]:{form}}" if r[k] is not None else "-")
         cells.append(f"`{cell(r['command'])}`" if r["command"] else "")
@@ -745,15 +746,17 @@ def compare_table(rows):
     return "\n".join(lines + [
         "", "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over "
         "seeds; gain: points over", "each run's own start model, 95 % interval over seeds (over tasks if one seed); "
-        "depths 4-6: of pass@1; minus full's: of the", "same seeds, so mostly of the same start models, with its "
+        f"depths 4-6: of pass@1; {minus}: of the", "same seeds, so mostly of the same start models, with its "
         "interval over seeds; minutes of self-play; sorted by the gain in pass@1.", ""])
 
 
-def compare(paths, out, keep=None):
+def compare(paths, out, keep=None, beside="full"):
     """--compare: print the table, write it to `out` as compare.md, .csv and .svg."""
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
+    if beside != "full" and beside not in (r["name"] for r in runs):
+        fail(f"--beside {beside}: no run of that name among these")
     try:
         for folder in (out, keep or out):
             os.makedirs(folder, exist_ok=True)
@@ -761,8 +764,8 @@ def compare(paths, out, keep=None):
         fail(f"cannot make the folder {folder} ({e.strerror}); choose another with --out and --keep")
     for run in runs if keep else []:
         write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
-    rows = group_runs(runs)
-    table, text = compare_table(rows), io.StringIO()
+    rows = group_runs(runs, beside)
+    table, text = compare_table(rows, beside), io.StringIO()
     print(table, end="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows[0])
@@ -1315,6 +1318,8 @@ def main(argv=None):
     parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
     parser.add_argument("--tasks", metavar="FILE", help="with RUN: measure on a file in CRUXEval's format instead")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
+    parser.add_argument("--beside", metavar="NAME", default="full", help="with --compare: the row that the others' "
+                        "gains are set against, seed by seed (default: full)")
     parser.add_argument("--keep", metavar="DIR", help="with --compare: leave a small record of each run in DIR; such "
                         "records can stand in a run's place")
     parser.add_argument("--report", metavar="RUN", help="write RUN/report.html")
@@ -1332,7 +1337,8 @@ def main(argv=None):
     if args.bench:
         return bench(args.out or ("results" if os.path.isdir("results") else "."))
     if args.compare:
-        return compare(args.compare, args.out or ("results" if os.path.isdir("results") else "."), args.keep)
+        return compare(args.compare, args.out or ("results" if os.path.isdir("results") else "."), args.keep,
+                       args.beside)
     if args.report is not None:
         return print(report(args.report))
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -558,14 +558,15 @@ def search(failed, right, budget, rng, patience):
 
 
 def demonstrations(ex, rng, n, cfg, banned=frozenset()):
-    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, max_new). Returns (list,
-    hits).
+    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, max_new, timid). Returns
+    (list, hits).
 
     The proposer's go to MAX_DEPTH, somewhat rarer (6:5:4:3:2:1), the solver's geometrically: the base can write far
-    more than it can solve."""
+    more than it can solve. A timid one has seldom seen more than one operation proposed, and must find out itself."""
     cells = rng.choices(range(6), (5, 5, 5, 28, 27, 30), k=n)
     deep = range(1, MAX_DEPTH + 1)
-    depths = [rng.choices(deep, deep[::-1])[0] if c < 3 else solver_depth(rng) for c in cells]
+    weights = [10.0 ** -d for d in deep] if cfg.timid else deep[::-1]
+    depths = [rng.choices(deep, weights)[0] if c < 3 else solver_depth(rng) for c in cells]
     single, hits1 = draw_programs(ex, rng, [d for d, c in zip(depths, cells) if c not in (2, 5)], 1, cfg.large, banned)
     many, hits2 = draw_programs(ex, rng, [d for d, c in zip(depths, cells) if c in (2, 5)], cfg.n_inputs, cfg.large,
                                 banned)

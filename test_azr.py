@@ -2011,8 +2011,8 @@ class TestCompare(unittest.TestCase):
             xml.etree.ElementTree.fromstring(svg)
             self.assertNotIn("<img", svg)
 
-    def test_rows_are_paired_with_full_by_seed(self):
-        """A row's distance to full is taken seed by seed, whatever order the runs come in."""
+    def test_rows_are_paired_by_seed(self):
+        """A row's distance to full, or to the row that --beside names, is taken seed by seed, in any order of runs."""
         runs = [{"named": True, "name": name, "setting": {"name": name}, "seed": str(seed), "command": "",
                  "rollouts": 1, "minutes": 1.0, **{m: 0.5 for m in ("greedy", "pass@1", "pass@16", "pass@1 deep")},
                  **{f"{what} {m}{k}": g if what == "gain" else None for what in ("gain", "ci")
@@ -2020,8 +2020,10 @@ class TestCompare(unittest.TestCase):
                 for name, seed, g in (("other", 3, 0.12), ("full", 1, 0.1), ("other", 1, 0.05), ("full", 2, 0.9),
                                       ("full", 3, 0.2))]
         other = next(r for r in evaluation.group_runs(runs) if r["name"] == "other")
-        self.assertAlmostEqual(other["over full pass@1"], ((0.05 - 0.1) + (0.12 - 0.2)) / 2)
+        self.assertAlmostEqual(other["over pass@1"], ((0.05 - 0.1) + (0.12 - 0.2)) / 2)
         self.assertEqual(other["seed list"], "3 1")
+        full = next(r for r in evaluation.group_runs(runs, "other") if r["name"] == "full")
+        self.assertAlmostEqual(full["over pass@1"], -other["over pass@1"])
 
     def test_records_stand_for_runs(self):
         """The small records that --keep leaves give the same table, CSV and drawing as the runs they came from."""
@@ -2039,11 +2041,13 @@ class TestCompare(unittest.TestCase):
             self.assertLess(os.path.getsize(os.path.join(d, "kept", "a1.json")), 20_000)
 
     def test_nothing_to_compare(self):
-        """Folders without a finished run end in one line and exit code 2, and nothing is written."""
+        """No finished run, or none of the name that --beside asks for: exit code 2, and nothing is written."""
         with tempfile.TemporaryDirectory() as d:
-            code, out, err = call_eval("--compare", d, "--out", os.path.join(d, "out"))
-            self.assertEqual(code, 2)
-            self.assertFalse(os.path.exists(os.path.join(d, "out")))
+            made_up_run(os.path.join(d, "a"), 1, 0.5, name="a")
+            for bad in ([d], [os.path.join(d, "a"), "--beside", "b"]):
+                code, out, err = call_eval("--compare", *bad, "--out", os.path.join(d, "out"))
+                self.assertEqual((code, len(err.strip().split("\n")) <= 2), (2, True))
+                self.assertFalse(os.path.exists(os.path.join(d, "out")))
 
 
 class Tags(HTMLParser):

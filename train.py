@@ -79,6 +79,7 @@ class Config:
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, not a skill
+    timid: bool = False           # demonstrated proposals: True: each depth a tenth as frequent as the one before
     warmup_steps: int = 2500
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
@@ -141,9 +142,10 @@ PRESETS = {
     "smoke": dict(n_layer=1, n_embd=64, n_head=2, n_kv_head=1, warmup_steps=60, warmup_batch=32, steps=3, proposals=8,
                   tasks=8, tries=4, seed_tasks=8, suite_n=6, samples=4, eval_every=2, save_every=1, show_every=1,
                   max_new=96, block_size=256),
-    # not measured yet on a GPU: sizes follow the roofline in README; lower `tasks` when memory is short
-    "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=6000,
-                warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=300, proposals=256, tasks=512, tries=8,
+    # not measured yet on a GPU. Reckoned: 4000 x 512 demonstrations, 2.5 minutes to draw (7,000 a second, one core) and
+    # 3 to learn (2e16 FLOP at 120 TFLOP/s); a step of 12,288 tries 7 s, of which 2 in Python and 1 in the executor
+    "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
+                warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256, workers=8),
 }
 
@@ -174,6 +176,8 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
     "careful_base": dict(hasty=0.0, patience=1.0),
+    "timid": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0),
+    "timid_frozen": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, proposer="frozen"),
     "careful_shallow": dict(hasty=0.0, patience=1.0, proposer="random", depths="rare"),
 }
 
@@ -185,8 +189,8 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
            "optimizer": ("adamw", "muon")}
 # what a base network depends on; runs that agree in these share it
 BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty",
-               "patience", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs",
-               "max_new", "suite_n", "dtype", "device")
+               "patience", "timid", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references",
+               "n_inputs", "max_new", "suite_n", "dtype", "device")
 
 
 def to_bool(text):
