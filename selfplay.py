@@ -649,7 +649,7 @@ def main():
     """One prompt, reply, parse and reward for each of the six role x kind cells, the replies from the generator."""
     from types import SimpleNamespace
     rng = random.Random(3)
-    cfg = SimpleNamespace(references=1, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=1.0,
+    cfg = SimpleNamespace(references=1, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=1.0, timid=False,
                           max_new=160)
     with Executor(workers=1) as ex:
         demos, _ = demonstrations(ex, rng, 400, cfg)
