@@ -48,7 +48,8 @@ from trr import advantages, policy_loss
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Fast paths meet their slow twins on inputs that are new each time; SEED=n python test_azr.py repeats a run of them
 FRESH = int(os.environ.get("SEED") or int.from_bytes(os.urandom(3), "big"))
-SMALL = SimpleNamespace(references=2, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=0.5, max_new=120)
+SMALL = SimpleNamespace(references=2, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=0.5, timid=False,
+                        max_new=120)
 
 
 def small_model(seed=0, **kw):
@@ -477,6 +478,15 @@ class TestGame(unittest.TestCase):
             replies = [r for p, r, _ in demos if p[0] == ID[f"<|solve_{kind}|>"]]
             self.assertAlmostEqual(sum(r[0] == selfplay.ANSWER for r in replies) / len(replies),
                                    0.6 if kind == "deduction" else 0, delta=0.08)
+
+    def test_timid_demonstrations(self):
+        """`timid`: nine in ten demonstrated proposals have one operation, without it six in twenty-one."""
+        ids = [ID[f"<|propose_{k}|>"] for k in ("deduction", "abduction")]
+        for timid, share in ((True, 0.9), (False, 6 / 21)):
+            cfg = SimpleNamespace(**{**vars(SMALL), "timid": timid})
+            demos, _ = selfplay.demonstrations(self.ex, random.Random(1), 2000, cfg)
+            one = [selfplay.parse_proposal("deduction", r, 0)[0].count("\n") == 2 for p, r, _ in demos if p[0] in ids]
+            self.assertAlmostEqual(float(np.mean(one)), share, delta=0.08)
 
     def test_banned_never_drawn(self):
         """No held-out pair, and from depth 2 on no held-out program, is ever drawn for the warm-up."""
