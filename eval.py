@@ -941,7 +941,7 @@ CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, lines)])
      [("valid proposals", "share", (0, 1), by_kind("valid")), ("novel proposals", "share", (0, 1), by_kind("novel")),
       ("learnable among the valid", "share", (0, 1), by_kind("learnable")),
       ("depth of valid programs", "mean lines", None, by_kind("lines")),
-      ("size of valid programs", "mean tokens", None, by_kind("tokens")),
+      ("size of valid programs", "mean nodes of the syntax tree", None, by_kind("nodes")),
       ("cyclomatic complexity of valid programs", "1 + decisions", None, by_kind("cyclomatic")),
       ("distance to the references", "share of lines they lack", (0, 1), by_kind("distance")),
       ("different programs in a step", "share", (0, 1), [("distinct", "c0 d0", ("diversity", "programs"))]),

@@ -60,6 +60,7 @@ ZYGOTE = __name__ == "__main__" and sys.argv[1:2] == ["--zygote"]
 if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that only the trainer's side needs
     import hashlib
     import random
+    import re
     import subprocess
     import threading
     from concurrent.futures import ThreadPoolExecutor
@@ -265,6 +266,16 @@ ERROR_NAMES = {id(e): n for n, e in vars(builtins).items() if isinstance(e, type
 real_mro = type.__dict__["__mro__"].__get__     # a metaclass may lie about __mro__, __name__ and __hash__
 
 
+DECISIONS = (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.match_case)
+
+
+def complexity(program):
+    """(nodes of the syntax tree, cyclomatic number: 1 + decisions)."""
+    nodes = list(ast.walk(ast.parse(program)))
+    return len(nodes), 1 + sum(len(n.values) - 1 if type(n) is ast.BoolOp else len(n.ifs) + 1
+                               if type(n) is ast.comprehension else isinstance(n, DECISIONS) for n in nodes)
+
+
 class Last:
     """The program compiled last: the inputs of one program stand together in a batch, and compile it once."""
     program, code, lane, sets = "", None, "syntax", False
@@ -277,6 +288,8 @@ def judge(program, args, space, own):
     try:
         if program is None:         # an answer, see Executor.literals
             return "", *texts(literal(ast.parse(args.strip(), mode="eval").body))
+        if args is None:            # see Executor.complexity
+            return "", *texts(complexity(program))
         if Last.program != program:
             Last.program, Last.lane = program, "syntax"
             Last.code = compile(program, "<program>", "exec", dont_inherit=True)
@@ -317,7 +330,8 @@ def child(jobs, own, area, space, timeout, raise_wall):
     end = 4
     for program, args in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
-        text = line(*judge(program, args, space, own), Last.sets or "{" in args or "set" in args) + b"\n"
+        sets = args and ("{" in args or "set" in args)
+        text = line(*judge(program, args, space, own), Last.sets or sets) + b"\n"
         if end + len(text) > AREA:
             break
         area[end:end + len(text)] = text
@@ -520,7 +534,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
 @dataclass(slots=True)
 class Job:
     program: str             # None for an answer
-    args: str
+    args: str                # None for a count of the program's complexity
     key: bytes               # its name in the cache
     line: bytes = b""        # what its first run said
     result: Result = None
@@ -582,6 +596,13 @@ class Executor:
     def literals(self, answers):
         """Canonicalise answers, each of which must be a literal as repr writes it."""
         return self.results([(None, text) for text in answers], False)
+
+    def complexity(self, programs):
+        """[(nodes of the syntax tree, cyclomatic number)], (0, 0) for what does not parse. Counted behind the wall too:
+        no model text is parsed in this process."""
+        found = [re.fullmatch(r"\((\d{1,9}), (\d{1,9})\)", r.value)
+                 for r in self.results([(program, None) for program in programs], False)]
+        return [tuple(map(int, m.groups())) if m else (0, 0) for m in found]
 
     def submit(self, jobs, check=True):
         """run() in the background, for sampling meanwhile: submit(jobs).result() is what run(jobs) returns."""
@@ -668,12 +689,12 @@ class Executor:
 def job_key(program, args, check):
     """The name of a job in the cache; None where a text is too long, or no text at all."""
     try:
-        code, data = (program or "").encode(), args.encode()
+        code, data = (program or "").encode(), (args or "").encode()
     except UnicodeEncodeError:     # a lone surrogate: no source file could hold it
         return None
     if len(code) > PROGRAM_BYTES or len(data) > INPUT_BYTES:
         return None
-    head = b"%d %d %d " % (check, program is None, len(code))
+    head = b"%d %d %d %d " % (check, program is None, args is None, len(code))
     return hashlib.blake2b(head + code + data, digest_size=16).digest()
 
 

@@ -1041,6 +1041,14 @@ class ExecutorTest(unittest.TestCase):
                 "{2,1}": "{1, 2}", "1_000": "1000"}
         self.assertEqual([r.value for r in self.ex.literals(list(good))], list(good.values()))
 
+    def test_complexity_is_counted_not_run(self):
+        """Nodes and decisions as counted by hand; a program is parsed for it and never run, and may be no program."""
+        cases = {"x = 1": (5, 1),                                                  # Module Assign Name Store Constant
+                 "def f(x):\n    return x": (7, 1), "while 1:\n    raise SystemExit": (6, 2),
+                 "a if b and c or d else e": (17, 4), "[v for v in x if v if w]": (14, 4), "(" * 999: (0, 0),
+                 "1 +": (0, 0), "\0": (0, 0), "'\ud800'": (0, 0), "": (1, 1)}
+        self.assertEqual(dict(zip(cases, self.ex.complexity(list(cases)))), cases)
+
     def test_input_injection(self):
         """An input cannot close the call, bind names, or change the program that it is given to."""
         program = "import math\nstate = [1]\ndef g(): return 1\ndef f(*x, **k): return state, g(), math.sqrt(4), len(x)"
@@ -2130,7 +2138,7 @@ class TestReport(unittest.TestCase):
         lines = [{"phase": "warmup", "step": 5, "loss": 1.5, "seconds": 1, "tokens_per_s": 9}]
         lines += [{"phase": "selfplay", "step": s, "minutes": s, "solve": kinds, "reward": cells, "length": cells,
                    "valid": kinds, "novel": kinds, "learnable": kinds, "rates": {k: [1, 2, 3] for k in KINDS},
-                   "lines": kinds, "tokens": kinds, "cyclomatic": kinds, "distance": kinds,
+                   "lines": kinds, "nodes": kinds, "cyclomatic": kinds, "distance": kinds,
                    "diversity": {"programs": 1, "answers": 3.0}, "entropy": 0.4, "kl": 1e-4,
                    "grad_norm": 1, "with_gradient": 8, "rollouts": 9, "memory_mb": 100, "tokens_per_s": 5e4,
                    "seconds": {k: 1 for k in ("sample", "execute", "learn")}, "eval": {k: {

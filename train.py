@@ -34,7 +34,6 @@ import math
 import os
 import platform
 import random
-import re
 import resource
 import signal
 import subprocess
@@ -757,10 +756,7 @@ def entropy_bits(labels):
     return -sum(c / len(labels) * math.log2(c / len(labels)) for c in n.values()) if labels else 0.0
 
 
-DECISION = re.compile(r"\b(?:if|for|while|and|or)\b")  # counted as words: model text is not parsed in this process
-
-
-def measures(cfg, proposals, solves, used, adv, stats):
+def measures(cfg, ex, proposals, solves, used, adv, stats):
     """Everything one step says about itself, over valid proposals only where it is about tasks. Keys as in README."""
     kinds, row = cfg.kinds.split(","), {}
     cells = {f"{role}/{kind}": [r for r in rs if r.kind == kind]
@@ -776,8 +772,9 @@ def measures(cfg, proposals, solves, used, adv, stats):
     row["rates"] = {k: [sum(round(t.rate * cfg.tries) == c for t in valid[k]) for c in range(cfg.tries + 1)]
                     for k in kinds}
     row["lines"] = {k: mean(t.program.count("\n") - 1 for t in valid[k]) for k in kinds}
-    row["tokens"] = {k: mean(len(network.encode(t.program)) for t in valid[k]) for k in kinds}
-    row["cyclomatic"] = {k: mean(1 + len(DECISION.findall(t.program)) for t in valid[k]) for k in kinds}
+    size = dict(zip((t.program for k in kinds for t in valid[k]),
+                    ex.complexity([t.program for k in kinds for t in valid[k]])))
+    row["nodes"], row["cyclomatic"] = ({k: mean(size[t.program][i] for t in valid[k]) for k in kinds} for i in (0, 1))
     row["distance"] = {k: mean(mean(line not in decode(r.prompt) for line in r.task.program.splitlines()[1:-1] or [""])
                                for r in cells[f"propose/{k}"] if r.task and r.prompt) for k in kinds}
     every = [t for k in kinds for t in valid[k]]
@@ -944,7 +941,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         t2 = time.time()
 
         # 6) record
-        row = {"phase": "selfplay", "step": step, **measures(cfg, proposals, solves, used, adv, stats),
+        row = {"phase": "selfplay", "step": step, **measures(cfg, ex, proposals, solves, used, adv, stats),
                "rollouts": game.rollouts, "held_out": game.held_out, "minutes": spent + (t2 - start) / 60,
                "seconds": {"sample": t1 - t0 - executing, "execute": executing, "learn": t2 - t1},
                "tokens_per_s": (sum(len(r.reply) for r in solves + proposals) + stats["cells"]) / (t2 - t0),
