@@ -176,8 +176,8 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
     "careful_base": dict(hasty=0.0, patience=1.0),
-    "timid": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0),
-    "timid_frozen": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, proposer="frozen"),
+    "timid": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150),
+    "timid_frozen": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150, proposer="frozen"),
     "careful_shallow": dict(hasty=0.0, patience=1.0, proposer="random", depths="rare"),
 }
 
