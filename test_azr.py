@@ -1781,6 +1781,20 @@ class TestTaskFile(unittest.TestCase):
         tasks, bad, err = self.read(b"\xef\xbb\xbf" + row + b"\r\n" + row + b"\r\n")
         self.assertEqual((len(tasks), bad, err), (4, 0, ""))
 
+    def test_random_bytes(self):
+        """2,000 lines of mutated JSON and noise raise nothing and are all named or run."""
+        rng = random.Random(0)
+        row = b'{"code": "def f(x):\\n    return x", "input": "1", "output": "1", "id": "a"}'
+        lines = []
+        for _ in range(2000):
+            text = bytearray(row)
+            for _ in range(rng.randint(1, 4)):
+                text[rng.randrange(len(text))] = rng.choice(b'"{}[]\\:,0x \t\x00\xff\xc3')
+            lines.append(bytes(text))
+        tasks, bad, err = self.read(b"\n".join(lines))
+        self.assertEqual(len(tasks) // 2 + bad, 2000)
+        self.assertEqual(len(err.strip().split("\n")), bad)
+
     def test_from_the_command_line(self):
         """One good line is enough for exit code 0 and both kinds; an empty, missing or hopeless file exits 2."""
         with tempfile.TemporaryDirectory() as d:

@@ -738,7 +738,7 @@ class Log:
     def __init__(self, out, steps):
         path = os.path.join(out, "metrics.jsonl")
         kept = [r for r in evaluation.read_metrics(out)
-                if (evaluation.number(r, "step") or 0) < steps.get(str(r.get("phase")), 0)]
+                if (at := evaluation.number(r, "step")) is not None and at < steps.get(str(r.get("phase")), 0)]
         save(path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = open(path, "a", encoding="utf-8")
 
