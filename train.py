@@ -773,12 +773,11 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     row["rates"] = {k: [sum(round(t.rate * cfg.tries) == c for t in valid[k]) for c in range(cfg.tries + 1)]
                     for k in kinds}
     row["lines"] = {k: mean(t.program.count("\n") - 1 for t in valid[k]) for k in kinds}
-    size = dict(zip((t.program for k in kinds for t in valid[k]),
-                    ex.complexity([t.program for k in kinds for t in valid[k]])))
+    every = [t for k in kinds for t in valid[k]]
+    size = dict(zip((t.program for t in every), ex.complexity([t.program for t in every])))
     row["nodes"], row["cyclomatic"] = ({k: mean(size[t.program][i] for t in valid[k]) for k in kinds} for i in (0, 1))
     row["distance"] = {k: mean(mean(line not in decode(r.prompt) for line in r.task.program.splitlines()[1:-1] or [""])
                                for r in cells[f"propose/{k}"] if r.task and r.prompt) for k in kinds}
-    every = [t for k in kinds for t in valid[k]]
     row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
                         "answers": entropy_bits([t.outputs[0] for t in every])}
     tokens = max(1, stats["tokens"])
