@@ -178,6 +178,8 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "careful_base": dict(hasty=0.0, patience=1.0),
     "timid": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150),
     "timid_frozen": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150, proposer="frozen"),
+    "timid_random": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150, proposer="random",
+                         depths="rare"),
     "careful_shallow": dict(hasty=0.0, patience=1.0, proposer="random", depths="rare"),
 }
 
