@@ -1223,6 +1223,12 @@ def bench_library(model, cfg, prompts):
             "uneven_mean_length": sum(lengths) / len(lengths), "uneven_max_length": max(lengths)}
 
 
+def made_up_rollouts(prompts, rng):
+    """8 tries a prompt, of a length that self-play's have."""
+    return [Rollout("solve", "deduction", p, [rng.randrange(32, 300) for _ in range(n)], [-5.0] * n)
+            for p in prompts for n in rng.choices((4, 8, 20, 40, 60, 80), k=8)]
+
+
 def bench_ladders(model, cfg, prompts):
     """(sampling, learning): [(rung, tokens/s)], each rung the one before and one idea; and the share of tokens that
     sharing prompts saves. Learning counts a try's tokens with its prompt, whether it shares that or not."""
@@ -1242,8 +1248,7 @@ def bench_ladders(model, cfg, prompts):
         network.THREADS = n
         sampling.append((name, work / seconds(
             lambda: generate(net, asked, STEPS, tries=tries, stop=-1, dtype=dtype), 2)))
-    rollouts = [Rollout("solve", "deduction", p, [rng.randrange(32, 300) for _ in range(n)], [-5.0] * n)
-                for p in prompts for n in rng.choices((4, 8, 20, 40, 60, 80), k=8)]
+    rollouts = made_up_rollouts(prompts, rng)
     rows, twin = [r.prompt + r.reply for r in rollouts], copy.deepcopy(model)
     real, adam = sum(map(len, rows)), torch.optim.AdamW(twin.parameters(), lr=1e-4)
     for name, dtype, longest, n in (("+ rows of like length, reply's logits", "float32", 0, 1),
@@ -1259,9 +1264,52 @@ def bench_ladders(model, cfg, prompts):
     return sampling, [("learning: padded batches, all logits", real / plain), *learning], 1 - read / real
 
 
+def bench_device(cfg, tasks=256, size=8192):
+    """Sampling and learning at the gpu preset's size on cfg.device, beside what that could do at best. A decode step
+    reads at least all matrices and the cached keys and values of every row, so bytes over bandwidth is its roofline; for
+    learning it is a large matrix product."""
+    import model as network
+    import train
+    wait, rng = torch.cuda.synchronize if cfg.device == "cuda" else lambda: None, random.Random(0)
+    torch.manual_seed(0)
+    model = train.new_model(cfg)
+    c, a = model.config, torch.randn(size, size, dtype=getattr(torch, cfg.dtype), device=cfg.device)
+
+    def rate(work, repeat=3):
+        return 1 / seconds(lambda: (work(), wait()), repeat)
+    peak = 2 * size ** 3 * rate(lambda: a @ a, 10)                          # FLOP/s
+    bandwidth = 2 * a.nbytes * rate(lambda: a.clone(), 10)                  # bytes/s
+    prompts = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(tasks)]
+    work = tasks * 8 * STEPS
+
+    def sample():
+        generate(model, prompts, STEPS, tries=8, stop=-1, dtype=cfg.dtype)
+    sample()                                                                # captures the graph
+    graph = work * rate(sample)
+    network._rooms.clear()
+    captured, network._capture = network._capture, lambda step, z: step     # the same steps, launched one by one
+    eager = work * rate(sample)
+    network._capture = captured
+    network._rooms.clear()
+    naive = 2 * STEPS * rate(lambda: generate_naive(model, prompts[:2], STEPS, stop=-1), 1)
+    context = np.mean([len(p) for p in prompts]) + STEPS / 2
+    values = 2 * c.n_layer * c.n_kv_head * c.head_dim * context             # cached for a row, on average
+    step_bytes = a.element_size() * (model.num_params() + tasks * 8 * values)
+    rollouts = made_up_rollouts(prompts * 2, rng)
+    real = sum(len(r.prompt) + len(r.reply) for r in rollouts)
+    batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg)
+    read = sum(int(b[0].ne(PAD).sum()) for b in batches)
+    learnt = real * rate(lambda: train.accumulate(model, batches, lambda m, b: train.rollout_loss(m, b, cfg), cfg.dtype))
+    return {"weights": model.num_params(), "peak_tflops": peak / 1e12, "bandwidth_gb_s": bandwidth / 1e9,
+            "sampled_tokens_per_s": graph, "eager_tokens_per_s": eager, "naive_tokens_per_s": naive,
+            "share_of_roofline": step_bytes / bandwidth * graph / (tasks * 8), "learnt_tokens_per_s": learnt,
+            "model_flops_utilisation": 3 * learnt * read / real * model.flops_per_token(80) / peak}
+
+
 def bench(folder):
     """Sampling, learning and executing on this machine's CPU at the cpu preset's size, each beside its naive path, and
-    as a share of what a large matrix product reaches here. Prints a table, writes bench.json."""
+    as a share of what a large matrix product reaches here; then bench_device, on a GPU. Prints a table, writes
+    bench.json."""
     import executor
     import model as network
     import train
@@ -1271,8 +1319,7 @@ def bench(folder):
     cfg, _ = train.parse(["--preset", "cpu", "--device", "cpu"])
     torch.manual_seed(0)
     rng = random.Random(0)
-    model = GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_kv_head, n_embd=cfg.n_embd,
-                          block_size=cfg.block_size))
+    model = train.new_model(cfg)
     a = torch.randn(2048, 2048, dtype=getattr(torch, cfg.dtype))
     peak = 2 * 2048 ** 3 / seconds(lambda: a @ a, 10, cores)                # FLOP/s
     prompts = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(192)]
@@ -1302,10 +1349,18 @@ def bench(folder):
           "naive: sampling without a cache, one row at a time; learning in one padded float32 batch with all logits;\n"
           f"a fresh interpreter for each program.\nuneven: replies of {s['uneven_mean_length']:.0f} tokens on average, "
           f"{s['uneven_max_length']} at most, as in self-play.")
+    gpu = None
+    if torch.cuda.is_available():
+        gpu = bench_device(train.parse(["--preset", "gpu"])[0])
+        print(f"\n{torch.cuda.get_device_name()}, {gpu['weights']:,} weights, {gpu['peak_tflops']:,.0f} TFLOP/s, "
+              f"{gpu['bandwidth_gb_s']:,.0f} GB/s\n  sampled tokens/s: graph {gpu['sampled_tokens_per_s']:,.0f}, eager "
+              f"{gpu['eager_tokens_per_s']:,.0f}, naive {gpu['naive_tokens_per_s']:,.0f}; "
+              f"{gpu['share_of_roofline']:.0%} of the memory roofline\n  learnt tokens/s: "
+              f"{gpu['learnt_tokens_per_s']:,.0f}; {gpu['model_flops_utilisation']:.0%} of the matrix peak (MFU)")
     path = os.path.join(folder, "bench.json")
     write_text(path, json.dumps({"command": "python eval.py --bench", "machine": {
         "cores": cores, "dtype": cfg.dtype, "peak_gflops": peak / 1e9, "torch": torch.__version__},
-        "sample": s, "learn": t, "execute": p, "ladder": sampling + learning}, indent=1))
+        "sample": s, "learn": t, "execute": p, "ladder": sampling + learning, "gpu": gpu}, indent=1))
     print(f"wrote {path}")
 
 

@@ -18,9 +18,11 @@ Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM
 
 Try:  python model.py          # fast and naive sampling: same tokens, both speeds
 """
+import copy
 import math
 import re
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -160,7 +162,7 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).view(B, T, -1, c.head_dim).split([c.n_head, c.n_kv_head, c.n_kv_head], 2)
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        q, k = rotate(torch.cat([q, k], 2), cos, sin).to(v.dtype).split([c.n_head, c.n_kv_head], 2)
         q = q.view(B, T, c.n_kv_head, -1, c.head_dim).permute(0, 2, 3, 1, 4)
         return q, k.transpose(1, 2), v.transpose(1, 2)
 
@@ -169,12 +171,24 @@ class Block(nn.Module):
         (45k against 32k tokens/s in training). q (B, KV, G, T, hd), k and v (B, KV, S, hd), bias (..., T, S) holds
         0 or -inf; returns (B, T, n_head * hd)."""
         B, KV, G, T, hd = q.shape
+        if q.is_cuda and T > 1:
+            return self.attend_fused(q, k, v, bias)
         with torch.autocast(q.device.type, enabled=False):        # in the type of the cache, see _decode_cpu
             att = torch.bmm(q.reshape(B * KV, G * T, hd), k.reshape(B * KV, -1, hd).transpose(1, 2))
             att = att.view(B, KV, G, T, -1).float() * hd ** -0.5 + bias
             att = att.softmax(-1).to(v.dtype).view(B * KV, G * T, -1)
             y = torch.bmm(att, v.reshape(B * KV, -1, hd)).view(B, KV, G, T, hd)
         return y.permute(0, 3, 1, 2, 4).reshape(B, T, -1)
+
+    def attend_fused(self, q, k, v, bias):
+        """The same in one kernel: on a GPU the (T, S) scores would cost more memory traffic than all matrices. A bias of
+        two dimensions is the plain causal one."""
+        B, KV, G, T, hd = q.shape
+        k, v = (z[:, :, None].expand(-1, -1, G, -1, -1).reshape(B, KV * G, -1, hd) for z in (k, v))
+        plain = bias.dim() == 2
+        y = F.scaled_dot_product_attention(q.reshape(B, KV * G, T, hd), k, v, None if plain else bias[:, 0].to(q.dtype),
+                                           is_causal=plain)
+        return y.transpose(1, 2).reshape(B, T, -1)
 
     def finish(self, x, y):
         """Add the attention output y and the gated MLP to the residual stream x."""
@@ -288,7 +302,7 @@ def pick(logits, u, temperature):
         token = logp.argmax(-1)
     else:
         cdf = logp.exp().cumsum(-1)
-        token = (cdf < u[:, None] * cdf[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+        token = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:])[:, 0].clamp(max=logits.shape[-1] - 1)
     return token, logp.gather(-1, token[:, None])[:, 0]
 
 
@@ -340,8 +354,9 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     if not prompts:
         return [], []
     cuda = next(model.parameters()).device.type == "cuda"
-    rows = rows or (2048 if cuda else 256)
+    rows = rows or ((2048 if dtype == "bfloat16" else 512) if cuda else 256)
     threads = threads or (1 if cuda else THREADS)
+    model = _halved(model) if dtype == "bfloat16" else model
     u = uniforms(len(prompts) * tries, max_new_tokens, seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours of like length: little padding
     if cuda:
@@ -370,6 +385,22 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
 
 
 THREADS = max(1, min(8, torch.get_num_threads()))  # sampler and learner threads on a CPU
+
+
+_twins = weakref.WeakKeyDictionary()  # network -> its twin with matrices in bfloat16
+
+
+def _halved(model):
+    """The network with its matrices in bfloat16, up to date. Autocast keeps no casts under inference_mode: it would cast
+    each matrix anew for each token."""
+    twin = _twins.get(model)
+    if twin is None or twin.smear.device != model.smear.device:
+        twin = _twins[model] = copy.deepcopy(model)
+        for m in twin.modules():
+            if isinstance(m, nn.Linear):
+                m.weight = nn.Parameter(m.weight.bfloat16(), requires_grad=False)
+    twin.load_state_dict(model.state_dict())
+    return twin
 
 
 @lru_cache
@@ -452,7 +483,7 @@ def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop, rows):
     return ids, lps
 
 
-_graphs = {}  # (id(model), rows, S, max_new, temperature) -> (model, static tensors, replay); holds on to the model
+_rooms = {}  # id(model) -> its cache on the GPU, and the graphs that were captured over it; holds on to the model
 
 
 def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture=True):
@@ -464,15 +495,21 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
     lens, logits = lens.repeat_interleave(tries), logits.repeat_interleave(tries, 0)
     n, P, c = len(lens), prefix[0][0].shape[2], model.config
     R, S = (-(-n // 256) * 256 if capture else n), min(c.block_size, -(-P // 64) * 64 + max_new)
-    key = (id(model), R, S, max_new, temperature)
-    if not capture or key not in _graphs:
+    room = _rooms.get(id(model)) if capture else None
+    if room is None or len(room["cache"][0][0]) < R:             # graphs know addresses: a larger cache needs new ones
+        _rooms.pop(id(model), None)
+        room = dict(model=model, graphs={}, cache=[
+            tuple(torch.zeros(2, R, c.n_kv_head, c.block_size, c.head_dim, dtype=prefix[0][0].dtype, device=device))
+            for _ in range(c.n_layer)])
+        if capture:
+            _rooms[id(model)] = room
+    key = (R, S, max_new, temperature)
+    if key not in room["graphs"]:
         z = dict(token=torch.zeros(R, dtype=torch.long, device=device),
                  before=torch.zeros(R, dtype=torch.long, device=device),
                  lens=torch.ones(R, dtype=torch.long, device=device), t=torch.zeros(1, dtype=torch.long, device=device),
                  u=torch.zeros(R, max_new, device=device), ids=torch.full((R, max_new), PAD, device=device),
-                 lps=torch.zeros(R, max_new, device=device),
-                 cache=[tuple(torch.zeros(2, R, c.n_kv_head, S, c.head_dim, dtype=prefix[0][0].dtype, device=device))
-                        for _ in range(c.n_layer)])
+                 lps=torch.zeros(R, max_new, device=device), cache=[(k[:R], v[:R]) for k, v in room["cache"]])
 
         def step():
             out = _step(model, z["token"], z["before"], z["lens"] + z["t"], z["cache"], S)
@@ -482,8 +519,8 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
             z["ids"].index_copy_(1, z["t"], token[:, None])
             z["lps"].index_copy_(1, z["t"], logp[:, None])
 
-        _graphs[key] = (model, z, _capture(step, z) if capture else step)
-    _, z, replay = _graphs[key]
+        room["graphs"][key] = z, _capture(step, z) if capture and max_new > 4 else step
+    z, replay = room["graphs"][key]
     for (k, v), (k0, v0) in zip(z["cache"], prefix):
         k[:n, :, :P], v[:n, :, :P] = k0.repeat_interleave(tries, 0), v0.repeat_interleave(tries, 0)
     z["lens"][:n], z["u"][:n] = lens, u.to(device)               # rows beyond n are filler
@@ -498,6 +535,11 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
     return z["ids"][:n].cpu(), z["lps"][:n].cpu()
 
 
+@lru_cache
+def _graph_memory():
+    return torch.cuda.graph_pool_handle()  # one pool for all graphs: nothing in it outlives a replay
+
+
 def _capture(step, z):
     """One captured CUDA graph of `step`, tried against eager steps on the same state; on any difference or failure the
     eager step is returned and the reason printed, so that a machine nobody tried still trains."""
@@ -510,7 +552,7 @@ def _capture(step, z):
         torch.cuda.current_stream().wait_stream(side)
         z["t"].zero_()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=_graph_memory()):
             step()
         results = []
         for run in (step, graph.replay):

@@ -132,6 +132,55 @@ class TestSampler(unittest.TestCase):
         for row, full in zip(tokens, ids.tolist()):
             self.assertEqual(row, full[:len(row)])
 
+    def test_graphs_read_today_s_weights(self):
+        """Static tensors serve many calls: other prompts, more rows (a new cache), and weights that have learnt since."""
+        model = small_model(9)
+        with unittest.mock.patch.object(network, "_capture", lambda step, z: step), torch.inference_mode():
+            for n, longest in ((3, 10), (140, 8), (5, 10)):
+                prompts = random_prompts(n, n)
+                want = generate_naive(model, prompts[:5], longest, tries=2, seed=n)[0]
+                u = network.uniforms(2 * n, longest, n)
+                ids, _ = network._decode_static(model, prompts, longest, 1.0, 2, u, END)
+                for row, full in zip(want, ids.tolist()):
+                    self.assertEqual(row, full[:len(row)])
+                model.blocks[0].down.weight.mul_(-1.5)
+        self.assertEqual(len(network._rooms[id(model)]["graphs"]), 2)
+
+    @unittest.skipUnless(torch.cuda.is_available(), "needs a GPU")
+    def test_cuda_equals_cpu(self):
+        """On a GPU the captured graph gives what the CPU gives, also after the weights have changed."""
+        model, there, prompts = small_model(10), small_model(10).cuda(), random_prompts(40, 10)
+        for _ in range(2):
+            there.load_state_dict(model.state_dict())
+            want = generate(model, prompts, 30, tries=4, seed=1)
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                got = generate(there, prompts, 30, tries=4, seed=1)
+            self.assertEqual(said.getvalue(), "", "the graph was not used")
+            same = [i for i, (a, b) in enumerate(zip(want[0], got[0])) if a == b]
+            self.assertGreater(len(same), 0.95 * len(want[0]))
+            self.check_same(*([[part[i] for i in same] for part in out] for out in (want, got)))
+            torch.nn.init.normal_(model.blocks[0].down.weight, std=0.2)
+
+    def test_attention_in_one_kernel(self):
+        """The kernel that a GPU is given computes the attention that stands written out, plain and branched."""
+        block, g = small_model(11, n_kv_head=2).blocks[0], torch.Generator().manual_seed(0)
+        q = torch.randn(3, 2, 2, 9, 8, generator=g)
+        k, v = torch.randn(2, 3, 2, 9, 8, generator=g)
+        plain = torch.full((9, 9), -torch.inf).triu(1)
+        hidden = (torch.rand(3, 9, 9, generator=g) < 0.4) & ~torch.eye(9, dtype=torch.bool)
+        for bias in (plain, plain.masked_fill(hidden, -torch.inf)[:, None, None]):
+            gap = block.attend_fused(q, k, v, bias) - block.attend(q, k, v, bias)
+            self.assertLess(gap.abs().max().item(), 1e-5)
+
+    def test_bfloat16_twin(self):
+        """Matrices cast once give what autocast gives, casting them for each token; and they follow the weights."""
+        model, prompts = small_model(12), random_prompts(4, 12)
+        for _ in range(2):
+            twin = generate(model, prompts, 20, seed=3, dtype="bfloat16")
+            with unittest.mock.patch.object(network, "_halved", lambda m: m):
+                self.assertEqual(twin, generate(model, prompts, 20, seed=3, dtype="bfloat16"))
+            torch.nn.init.normal_(model.blocks[0].down.weight, std=0.2)
+
     def test_logprobs_equal_training_forward(self):
         """Ratio 1 at the first update: the sampler's log-probs are the training forward's, to 1e-3 in float32."""
         model, prompts = small_model(5), random_prompts(6, 5)
@@ -1632,6 +1681,12 @@ def made_up_run(folder, seed, skill, **config):
 
 
 class TestFigures(unittest.TestCase):
+    def test_device_bench(self):
+        """What --bench asks of a GPU runs, here on a small network on the CPU, and every figure of it is one."""
+        cfg, _ = train.parse(["--preset", "smoke", "--device", "cpu", "--dtype", "float32"])
+        for name, value in evaluation.bench_device(cfg, tasks=4, size=64).items():
+            self.assertTrue(0 < value < math.inf, name)
+
     def test_pass_at_k_equals_counting_subsets(self):
         """pass@k is the share of k-subsets of the n samples that hold a right one."""
         for n, k in ((1, 1), (4, 1), (5, 3), (6, 6), (7, 4)):

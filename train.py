@@ -526,6 +526,11 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
     return measured, minutes
 
 
+def new_model(cfg):
+    return GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_kv_head, n_embd=cfg.n_embd,
+                         block_size=cfg.block_size)).to(cfg.device)
+
+
 def load_weights(model, weights, path):
     try:
         model.load_state_dict(weights)
@@ -1011,8 +1016,7 @@ def run(cfg, args, out):
         fail(error)
     with ex:
         OPEN.append(ex)
-        model = GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_kv_head, n_embd=cfg.n_embd,
-                              block_size=cfg.block_size)).to(cfg.device)
+        model = new_model(cfg)
         suite = evaluation.build_suite(ex, cfg.suite_n, cfg.n_inputs, cfg.large)
         people = evaluation.people_suite(ex, cfg.n_inputs)
         banned = selfplay.ban(t for tasks in suite.values() for t in tasks)
