@@ -1240,7 +1240,7 @@ def bench_ladders(model, cfg, prompts):
     sampling, learning = [("sampling: no cache, a row at a time", 4 * STEPS / seconds(
         lambda: generate_naive(model, prompts[:4], STEPS, tries=1, stop=-1), 1, cores))], []
     for name, net, asked, tries, dtype, n in (
-            ("+ static cache, 256 rows a step", many, apart, 1, "float32", 1),
+            ("+ static cache, 384 rows a step", many, apart, 1, "float32", 1),
             ("+ tries of a task share its prompt", many, prompts, 8, "float32", 1),
             ("+ one key and value head", model, prompts, 8, "float32", 1),
             ("+ products in " + cfg.dtype, model, prompts, 8, cfg.dtype, 1),
@@ -1266,8 +1266,8 @@ def bench_ladders(model, cfg, prompts):
 
 def bench_device(cfg, tasks=256, size=8192):
     """Sampling and learning at the gpu preset's size on cfg.device, beside what that could do at best. A decode step
-    reads at least all matrices and the cached keys and values of every row, so bytes over bandwidth is its roofline; for
-    learning it is a large matrix product."""
+    reads at least all matrices and the cached keys and values of every row, so bytes over bandwidth is its roofline;
+    for learning it is a large matrix product."""
     import model as network
     import train
     wait, rng = torch.cuda.synchronize if cfg.device == "cuda" else lambda: None, random.Random(0)
@@ -1299,7 +1299,8 @@ def bench_device(cfg, tasks=256, size=8192):
     real = sum(len(r.prompt) + len(r.reply) for r in rollouts)
     batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg)
     read = sum(int(b[0].ne(PAD).sum()) for b in batches)
-    learnt = real * rate(lambda: train.accumulate(model, batches, lambda m, b: train.rollout_loss(m, b, cfg), cfg.dtype))
+    learnt = real * rate(lambda: train.accumulate(
+        model, batches, lambda m, b: train.rollout_loss(m, b, cfg), cfg.dtype))
     return {"weights": model.num_params(), "peak_tflops": peak / 1e12, "bandwidth_gb_s": bandwidth / 1e9,
             "sampled_tokens_per_s": graph, "eager_tokens_per_s": eager, "naive_tokens_per_s": naive,
             "share_of_roofline": step_bytes / bandwidth * graph / (tasks * 8), "learnt_tokens_per_s": learnt,

@@ -133,7 +133,7 @@ class TestSampler(unittest.TestCase):
             self.assertEqual(row, full[:len(row)])
 
     def test_graphs_read_today_s_weights(self):
-        """Static tensors serve many calls: other prompts, more rows (a new cache), and weights that have learnt since."""
+        """Static tensors serve many calls: other prompts, more rows (a new cache), weights that have learnt since."""
         model = small_model(9)
         with unittest.mock.patch.object(network, "_capture", lambda step, z: step), torch.inference_mode():
             for n, longest in ((3, 10), (140, 8), (5, 10)):
