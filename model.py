@@ -175,7 +175,7 @@ class Block(nn.Module):
             return self.attend_fused(q, k, v, bias)
         with torch.autocast(q.device.type, enabled=False):        # in the type of the cache, see _decode_cpu
             att = torch.bmm(q.reshape(B * KV, G * T, hd), k.reshape(B * KV, -1, hd).transpose(1, 2))
-            att = att.view(B, KV, G, T, -1).float() * hd ** -0.5 + bias
+            att = torch.add(bias, att.view(B, KV, G, T, -1).float(), alpha=hd ** -0.5)
             att = att.softmax(-1).to(v.dtype).view(B * KV, G * T, -1)
             y = torch.bmm(att, v.reshape(B * KV, -1, hd)).view(B, KV, G, T, hd)
         return y.permute(0, 3, 1, 2, 4).reshape(B, T, -1)

@@ -143,7 +143,7 @@ PRESETS = {
                   max_new=96, block_size=256),
     # not measured yet on a GPU. Reckoned: 4000 x 512 demonstrations, 2.5 minutes to draw (7,000 a second, one core) and
     # 3 to learn (2e16 FLOP at 120 TFLOP/s); a step of 12,288 tries 7 s, of which 2 in Python and 1 in the executor;
-    # memory 0.9 GB a layer for a micro-batch's activations, 0.5 GB a layer for the cache of 2,048 rows
+    # 12 GB: a layer 0.7 for a micro-batch's activations, 0.5 for the cache of 2,048 rows, 0.3 for float32's of 512
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256, workers=8),
