@@ -146,7 +146,8 @@ PRESETS = {
     # 12 GB: a layer 0.7 for a micro-batch's activations, 0.5 for the cache of 2,048 rows, 0.3 for float32's of 512
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
-                references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256, workers=8),
+                references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256, workers=8,
+                max_lines=12),  # of text: a loop has three. At 6 half of all programs of depth 6 would be too long
 }
 
 SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, adam_eps=1e-8, sharp_lr=0.0, minibatches=48)
