@@ -517,7 +517,8 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
 
         room["graphs"][key] = z, _capture(step, z) if capture and max_new > 4 else step
     z, replay = room["graphs"][key]
-    z["cache"][:, :, :n, :, :P] = prefix.repeat_interleave(tries, 2)
+    for cache, one in zip(z["cache"], prefix):                   # a layer at a time: all at once would take 2 GB more
+        cache[:, :n, :, :P] = one.repeat_interleave(tries, 1)
     z["lens"][:n], z["u"][:n] = lens, u.to(device)               # rows beyond n are filler
     z["t"].zero_(), z["ids"].fill_(PAD)
     token, logp = pick(logits, z["u"][:n, 0], temperature)
