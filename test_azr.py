@@ -132,7 +132,7 @@ class TestSampler(unittest.TestCase):
         for row, full in zip(tokens, ids.tolist()):
             self.assertEqual(row, full[:len(row)])
 
-    def test_graphs_read_today_s_weights(self):
+    def test_graphs_read_new_weights(self):
         """Static tensors serve many calls: other prompts, more rows (a new cache), weights that have learnt since."""
         model = small_model(9)
         with unittest.mock.patch.object(network, "_capture", lambda step, z: step), torch.inference_mode():
