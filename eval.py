@@ -10,7 +10,7 @@ Where we differ from the paper and from the authors' code:
 1) The paper measures on benchmarks for people (HumanEval+, LiveCodeBench, AIME), greedy, one run. A small network from
    random weights can read none of them, so the suite comes from the warm-up's generator. Far from it stand `PEOPLE`, 40
    functions as people write them, and any file in CRUXEval's format (--tasks); expect little there.
-2) Every figure has a 95 % bootstrap interval over tasks, every comparison is paired and states its seeds.
+2) Greedy and pass@1 have 95 % bootstrap intervals over tasks, every comparison is paired and states its seeds.
 3) Tasks of the suite are kept out of warm-up and self-play by train.py, which counts the hits.
 4) A prompt with no room for a reply counts as wrong, and is counted aloud: nothing is dropped to look better.
 5) All that is read here may come from a stranger (checkpoint, task file, model text in a report): it is checked,
@@ -48,6 +48,7 @@ from selfplay import (KINDS, MAX_DEPTH, Rollout, Task, draw_programs, judge_answ
 SUITE_SEED = 505_03335  # fixed: every run and every seed is measured on the same tasks
 MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 is reported, and kept for extrapolation
 DEEP = range(4, 7)         # what the warm-up hardly showed
+SMALL = 20                 # tasks a kind and depth of the evaluations along a run
 METRICS = ("greedy", "pass@1", "pass@16")
 COMPARED = ("greedy", "pass@1", "pass@1 deep")  # gains that --compare gives an interval
 MISSING = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)  # in a torn or foreign table
@@ -66,7 +67,7 @@ def fail(message):
 def build_suite(ex, n, n_inputs, large=False):
     """The held-out suite: {(kind, depth): [Task] * n} for 3 kinds and depths 1-6, the same for every run of a tier.
 
-    Each cell has a random stream of its own, so a cell's tasks do not hang on the other cells. They do hang on n."""
+    Each cell has a random stream of its own, so a cell's tasks do not depend on the other cells. They do on n."""
     suite = {}
     for kind in KINDS:
         for depth in range(1, MAX_DEPTH + 1):
@@ -183,8 +184,8 @@ def measure(model, ex, suite, people, max_new, samples=16):
     weights and shared by every run that starts from it."""
     counts = {}
     table = evaluate(model, ex, suite, max_new, samples, counts=counts)
-    row = evaluate(model, ex, {(k, "people"): [t for t in people if t.kind == k] for k in dict.fromkeys(
-        t.kind for t in people)}, max_new, samples)
+    cells = {(k, "people"): [t for t in people if t.kind == k] for k in sorted({t.kind for t in people})}
+    row = evaluate(model, ex, cells, max_new, samples)
     return {"table": table, "counts": counts, "people": {k: row[k]["people"] for k in row}}
 
 
@@ -243,8 +244,12 @@ def say_too_long(model, max_new, cells, whose):
               f"block_size {model.config.block_size}: counted as wrong")
 
 
-def print_table(base, final, counts=None, people=None):
-    print("\n".join(table_lines(base, final, counts, people)), flush=True)
+def print_result(result, model, max_new):
+    """The table of an eval.json, and what was asked without room for an answer."""
+    print("\n".join(table_lines(result.get("base"), result["final"], result["counts"], result["people"])), flush=True)
+    for whose, cells in (("the suite's", [c for t in result["final"].values() for c in t.values()]),
+                         ("people's", result["people"].values())):
+        say_too_long(model, max_new, cells, whose)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -618,9 +623,9 @@ def run_tasks(model, ex, path, max_new, samples):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# --compare: runs grouped by their config without the seed
+# --compare: one row a setting, whatever the seed; one table a start network, because gains over different ones say little
 
-OWN = {"seed", "out", "command", "name", "ablation", "resume", "commit", "date", "machine", "note"}  # not a setting
+OWN = set("seed out command name ablation resume commit date machine note eval_every save_every show_every".split())
 
 
 def read_record(path):
@@ -629,11 +634,13 @@ def read_record(path):
     if os.path.isfile(path):
         return read_json(path) or {}
     config, result = (read_json(os.path.join(path, f)) or {} for f in ("config.json", "eval.json"))
-    last = ([r for r in read_metrics(path) if r.get("phase") != "warmup"] or [{}])[-1]
+    steps = [r for r in read_metrics(path) if r.get("phase") != "warmup"]
     cells = {**{k: ([k], MEAN_DEPTHS) for k in KINDS}, "all": (KINDS, MEAN_DEPTHS), "deep": (KINDS, DEEP)}
     gains = {m: {k: gain(result.get("base"), result.get("final"), m, result.get("counts"), *of)
                  for k, of in cells.items()} for m in METRICS}
-    return {"config": config, "rollouts": number(last, "rollouts"), "minutes": number(last, "minutes"), "gain": gains,
+    return {"config": config, "rollouts": number(steps[-1:], 0, "rollouts"),
+            "minutes": number(steps[-1:], 0, "minutes"), "gain": gains,
+            "curve": {m: {k: held_out(steps, result, m, k) for k in KINDS} for m in METRICS[:2]},
             **{k: result.get(k) for k in ("base", "final", "people")}}
 
 
@@ -677,20 +684,22 @@ def spread(values):
     return mean, std, t * std / math.sqrt(n)
 
 
-def group_runs(runs, beside="full"):
-    """One row a setting. The interval of a gain is over seeds (each seed's gain is over its own base); with a lone seed
-    it is the bootstrap over tasks, which says nothing of other seeds. Rows that share a name say how they differ."""
-    groups = {}
+def group_runs(runs):
+    """[[row]]: a list for each start network, a row for each setting. The interval of a gain is over seeds (each seed's
+    gain is over its own base); with a lone seed it is the bootstrap over tasks, which says nothing of other seeds. Rows
+    that share a name say how they differ. The first row of a list, `full` or one whose proposer learns, is what the
+    others are set against, seed by seed."""
+    from train import BASE_FIELDS           # train imports this module; by now it is loaded, or can be
+    groups, starts = {}, {}
     for run in runs:
         key = (run["name"] if run["named"] else "", json.dumps(run["setting"], sort_keys=True))
         groups.setdefault(key, []).append(run)
-    rows = []
     for mine in groups.values():
         setting, name = mine[0]["setting"], mine[0]["name"]
         twins = [g[0]["setting"] for g in groups.values() if g[0]["name"] == name]
         apart = sorted(k for k in set().union(*twins) if any(t.get(k) != setting.get(k) for t in twins))
         row = {"name": name + (" (" + ", ".join(f"{k}={setting.get(k)}" for k in apart) + ")" if apart else ""),
-               "seeds": len(mine), "command": mine[0]["command"]}
+               "seeds": len(mine), "command": mine[0]["command"], "runs": mine}
         for m in COMPARED:
             if m in mine[0]:
                 row[m], row[m + " std"], _ = spread([r[m] for r in mine])
@@ -703,17 +712,23 @@ def group_runs(runs, beside="full"):
         for k in ("rollouts", "minutes", "gain pass@16", *kinds):
             row[k] = None if None in (known := [r[k] for r in mine]) else sum(known) / len(known)
         row["seed list"] = " ".join(r["seed"] for r in mine)
-        rows.append(row)
-    other = next(({r["seed"]: r for r in g} for g in groups.values() if g[0]["name"] == beside), {})
-    for row, mine in zip(rows, groups.values()):     # against the same seeds of the row `beside`: paired
-        for m in COMPARED:
-            over = [r["gain " + m] - other[r["seed"]]["gain " + m] for r in mine if r["seed"] in other]
-            row["over " + m], _, row[f"over {m} half"] = spread(over) if over else (None, None, None)
-    return sorted(rows, key=lambda r: -r["gain pass@1"])
+        start = json.dumps([setting.get(k, False) for k in BASE_FIELDS if k != "seed"])
+        starts.setdefault(start, []).append(row)
+    for rows in starts.values():
+        rows.sort(key=lambda r: -r["gain pass@1"])
+        lead = min(rows, key=lambda r: (r["runs"][0]["name"] != "full", -r["seeds"],
+                                        r["runs"][0]["setting"].get("proposer") != "train"))
+        rows.insert(0, rows.pop(rows.index(lead)))
+        other = {r["seed"]: r for r in lead["runs"]}
+        for row in rows:
+            for m in COMPARED:
+                over = [r["gain " + m] - other[r["seed"]]["gain " + m] for r in row["runs"] if r["seed"] in other]
+                row["over " + m], _, row[f"over {m} half"] = spread(over) if over else (None, None, None)
+    return sorted(starts.values(), key=lambda rows: (rows[0]["runs"][0]["name"] != "full", -len(rows)))
 
 
-def compare_table(rows, beside="full"):
-    """The markdown that --compare prints and the README shows."""
+def compare_table(tables, brief=False):
+    """The markdown that --compare prints; the README shows it without the last three columns (brief)."""
     def percent(v, sign=""):
         return "-" if v is None else f"{100 * v:{sign}.1f}".replace("-0.0", "+0.0")
 
@@ -725,38 +740,37 @@ def compare_table(rows, beside="full"):
         return f"{percent(r['gain ' + m], '+')} [{low}, {high}]"
 
     def over(r, m):
-        if r["name"] == beside or r["over " + m] is None:
-            return "-"
+        if r is rows[0] or r["over " + m] is None:
+            return ""
         half = r[f"over {m} half"]
         return percent(r["over " + m], "+") + (f" \u00b1 {percent(half)}" if half is not None else "")
-    minus = f"minus {cell(beside)}'s"
-    head = ["run", "seeds", "greedy", "gain", "pass@1", "gain", minus, "gain, depths 4-6", minus, "gain, pass@16",
-            "rollouts", "minutes", "command"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for r in rows:
-        cells = [cell(r["name"]), str(r["seeds"])]
-        for m in ("greedy", "pass@1"):
-            std = f" \u00b1 {percent(r[m + ' std'])}" if r["seeds"] > 1 else ""
-            cells += [percent(r[m]) + std, rise(r, m)]
-        cells += [over(r, "pass@1"), rise(r, "pass@1 deep"), over(r, "pass@1 deep"), percent(r["gain pass@16"], "+")]
-        for k, form in (("rollouts", ",.0f"), ("minutes", ".1f")):
-            cells.append(f"{r[k]:{form}}" if r[k] is not None else "-")
-        cells.append(f"`{cell(r['command'])}`" if r["command"] else "")
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = []
+    for rows in tables:
+        minus = f"minus {cell(rows[0]['name'])}'s"
+        head = ["run", "seeds", "pass@1 after", "gain", minus, "greedy, gain", "depths 4-6, gain", minus,
+                "pass@16, gain", "rollouts", "minutes", "command"][:9 if brief else 12]
+        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for r in rows:
+            std = f" \u00b1 {percent(r['pass@1 std'])}" if r["seeds"] > 1 else ""
+            cells = [cell(r["name"]), str(r["seeds"]), percent(r["pass@1"]) + std, rise(r, "pass@1"), over(r, "pass@1"),
+                     rise(r, "greedy"), rise(r, "pass@1 deep"), over(r, "pass@1 deep"), percent(r["gain pass@16"], "+"),
+                     *(f"{r[k]:{form}}" if r[k] is not None else "-" for k, form in (("rollouts", ",.0f"),
+                                                                                     ("minutes", ".1f"))),
+                     f"`{cell(r['command'])}`" if r["command"] else ""]
+            lines.append("| " + " | ".join(cells[:len(head)]) + " |")
+        lines.append("")
     return "\n".join(lines + [
-        "", "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over "
-        "seeds; gain: points over", "each run's own start model, 95 % interval over seeds (over tasks if one seed); "
-        f"depths 4-6: of pass@1; {minus}: of the", "same seeds, so mostly of the same start models, with its "
-        "interval over seeds; minutes of self-play; sorted by the gain in pass@1.", ""])
+        "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over seeds. Gain: "
+        "points over each", "run's own start model, with its 95 % interval over seeds (over tasks if one seed); depths "
+        "4-6: of pass@1. Minus: the", "difference to the table's first row on the same seeds, so from the same start "
+        "models, with its interval over seeds.", ""])
 
 
-def compare(paths, out, keep=None, beside="full"):
-    """--compare: print the table, write it to `out` as compare.md, .csv and .svg."""
+def compare(paths, out, keep=None):
+    """--compare: print the tables, write them to `out` as compare.md, .csv and .svg, and learning curves beside them."""
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
-    if beside != "full" and beside not in (r["name"] for r in runs):
-        fail(f"--beside {beside}: no run of that name among these")
     try:
         for folder in (out, keep or out):
             os.makedirs(folder, exist_ok=True)
@@ -764,17 +778,20 @@ def compare(paths, out, keep=None, beside="full"):
         fail(f"cannot make the folder {folder} ({e.strerror}); choose another with --out and --keep")
     for run in runs if keep else []:
         write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
-    rows = group_runs(runs, beside)
-    table, text = compare_table(rows, beside), io.StringIO()
+    tables, text = group_runs(runs), io.StringIO()
+    rows, table = sum(tables, []), compare_table(tables)
     print(table, end="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(rows[0])
+    columns = [k for k in rows[0] if k != "runs"]
+    writer.writerow(columns)
     for r in rows:
         writer.writerow([" ".join(f"{x:.4f}" for x in v) if isinstance(v, list) else
-                         f"{v:.6g}" if isinstance(v, float) else v for v in r.values()])
-    for kind, content in (("md", table), ("csv", text.getvalue()), ("svg", compare_svg(rows))):
-        write_text(os.path.join(out, f"compare.{kind}"), content)
-    print(f"wrote {os.path.join(out, 'compare.md')}, .csv and .svg")
+                         f"{v:.6g}" if isinstance(v, float) else v for v in map(r.get, columns)])
+    first = [r["record"] for r in rows[0]["runs"]]
+    for name, content in (("compare.md", table), ("compare.csv", text.getvalue()), ("compare.svg", compare_svg(tables)),
+                          ("curves.svg", curves_svg(first))):
+        write_text(os.path.join(out, name), content)
+    print(f"wrote {os.path.join(out, 'compare.md')}, .csv, .svg and curves.svg")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -828,11 +845,20 @@ def widen(values, span=None):
 def chart(title, unit, series, x_unit="step", span=None):
     """An inline SVG of series [(label, classes, [(x, y) or (x, y, low, high)], mark)]; mark: line, both (line and dots)
     or bars. A point's low and high become a whisker."""
+    drawn, high = plot(unit, series, x_unit, span)
+    if not drawn:
+        return f'<figure><figcaption>{esc(title)}</figcaption><p class="soft">not recorded in this run</p></figure>'
+    return (f'<figure><figcaption>{esc(title)}</figcaption><svg viewBox="0 0 {WIDE} {high}" role="img" '
+            f'aria-label="{esc(title)}">{drawn}</svg></figure>')
+
+
+def plot(unit, series, x_unit, span):
+    """(SVG elements, height) of a chart WIDE units wide; ("", 0) where there is nothing to draw."""
     series = [(label, look, [p if None not in p else p[:2] for p in points if None not in p[:2]], mark)
               for label, look, points, mark in series]
     series = [s for s in series if s[2]]
     if not series:
-        return f'<figure><figcaption>{esc(title)}</figcaption><p class="soft">not recorded in this run</p></figure>'
+        return "", 0
     bars, xs = series[0][3] == "bars", sorted({p[0] for s in series for p in s[2]})
     wide = 0.5 if bars else 0.2 if any(len(p) > 2 for s in series for p in s[2]) else 0  # room beside the outer points
     margin = wide * (xs[-1] - xs[0]) / (len(xs) - 1) if len(xs) > 1 else 1
@@ -869,16 +895,43 @@ def chart(title, unit, series, x_unit="step", span=None):
             out += [f'<path class="{look[:2]}" d="M{s[0]:.1f} {s[2]:.1f}V{s[3]:.1f}"/>' for s in spots if len(s) > 2]
             out.append(f'<path class="line {look}" d="M{x} {y - 4}h22"/>')
         out.append(f'<text x="{x + 27}" y="{y}">{esc(label)}</text>')
-    return (f'<figure><figcaption>{esc(title)}</figcaption><svg viewBox="0 0 {WIDE} {y + 8}" role="img" '
-            f'aria-label="{esc(title)}">{"".join(out)}</svg></figure>')
+    return "".join(out), y + 8
 
 
-def compare_svg(rows):
+def standalone(wide, high, drawn):
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}">'
+            f'<style>{STYLE}</style><rect width="{wide}" height="{high}" fill="var(--paper)"/>{drawn}</svg>\n')
+
+
+def curves_svg(records):
+    """Held-out accuracy along self-play, mean over the seeds; whiskers reach from the lowest seed to the highest."""
+    def points_of(record, metric, kind):
+        try:
+            points = [(number(p, 0), number(p, 1)) for p in record["curve"][metric][kind]]
+            return {x: y for x, y in points if None not in (x, y)}
+        except MISSING:
+            return {}
+    out, high = [], 20
+    for i, m in enumerate(METRICS[:2]):
+        lines = []
+        for j, k in enumerate(KINDS):
+            curves = [points_of(r, m, k) for r in records]
+            steps = sorted(set.intersection(*map(set, curves)))
+            points = [(x, sum(c[x] for c in curves) / len(curves), min(c[x] for c in curves), max(c[x] for c in curves))
+                      for x in steps]
+            lines.append((k, f"c{j} d{j}", points, "line"))
+        drawn, size = plot(f"{m}, share right at depths 1-5", lines, "step of self-play", (0, 1))
+        out.append(f'<g transform="translate({i * (WIDE + 10)})">{drawn}</g>')
+        high = max(high, size)
+    return standalone(2 * WIDE + 10, high, "".join(out))
+
+
+def compare_svg(tables):
     """Gains with their intervals, three lines a row; hollow circles are single seeds."""
-    lines = (("greedy", "greedy"), ("pass@1", "pass@1"), ("pass@1 deep", "at depths 4-6"))
+    lines, rows = (("pass@1", "pass@1"), ("greedy", "greedy"), ("pass@1 deep", "at depths 4-6")), sum(tables, [])
     marks = [100 * v for r in rows for m, _ in lines for v in
              (*r[f"gain {m} by seed"], r[f"gain {m} low"] or 0, r[f"gain {m} high"] or 0)]
-    (x0, x1), high = widen(marks), 60 + 60 * len(rows)
+    (x0, x1), high, y = widen(marks), 44 + sum(24 + 46 * len(t) for t in tables), 22
 
     def px(v):
         return 190 + 400 * (v - x0) / (x1 - x0)
@@ -886,20 +939,22 @@ def compare_svg(rows):
            f'text-anchor="middle">{short(v)}</text>' for v in ticks(x0, x1, 6)]
     out.append('<text x="8" y="16">gain over the own start model in points, held-out mean; 95 % interval; hollow: one '
                f'seed</text><path stroke="var(--soft)" d="M{px(0):.1f} 26V{high - 24}"/>')
-    for i, r in enumerate(rows):
-        name = r["name"] if len(r["name"]) < 27 else r["name"][:25] + ".."
-        out.append(f'<text class="name" x="8" y="{64 + 60 * i}">{esc(name)}</text>')
-        for j, (m, label) in enumerate(lines):
-            y, mean, low = 42 + 60 * i + 18 * j, 100 * r["gain " + m], r[f"gain {m} low"]
-            out.append(f'<text x="606" y="{y + 4}">{label} {mean:+.1f}</text>')
-            if low is not None:
-                ends = px(100 * low), px(100 * r[f"gain {m} high"])
-                out.append(f'<path class="line c{j} d{j}" d="M{ends[0]:.1f} {y}H{ends[1]:.1f}"/>')
-            out += [f'<circle class="c{j} hollow" cx="{px(100 * v):.1f}" cy="{y}" r="3.5"/>'
-                    for v in r[f"gain {m} by seed"]]
-            out.append(f'<circle class="c{j}" cx="{px(mean):.1f}" cy="{y}" r="4.5"/>')
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 {high}" width="740" height="{high}">'
-            f'<style>{STYLE}</style><rect width="740" height="{high}" fill="var(--paper)"/>{"".join(out)}</svg>\n')
+    for table in tables:
+        y += 24                                  # the rows of one start network stand together
+        for r in table:
+            name = r["name"] if len(r["name"]) < 27 else r["name"][:25] + ".."
+            out.append(f'<text class="name" x="8" y="{y + 17}">{esc(name)}</text>')
+            for j, (m, label) in enumerate(lines):
+                at, mean, low = y + 13 * j, 100 * r["gain " + m], r[f"gain {m} low"]
+                out.append(f'<text x="606" y="{at + 4}">{label} {mean:+.1f}</text>')
+                if low is not None:
+                    ends = px(100 * low), px(100 * r[f"gain {m} high"])
+                    out.append(f'<path class="line c{j} d{j}" d="M{ends[0]:.1f} {at}H{ends[1]:.1f}"/>')
+                out += [f'<circle class="c{j} hollow" cx="{px(100 * v):.1f}" cy="{at}" r="3"/>'
+                        for v in r[f"gain {m} by seed"]]
+                out.append(f'<circle class="c{j}" cx="{px(mean):.1f}" cy="{at}" r="4"/>')
+            y += 46
+    return standalone(740, high, "".join(out))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -973,15 +1028,21 @@ def curve(records, path, limit=240):
     return thin if thin[-1:] == out[-1:] else thin + out[-1:]
 
 
-def held_out(records, result, metric):
-    """Lines by kind of the accuracy on held-out tasks: the full suite at both ends, small samples of it between."""
+def held_out(records, result, metric, kind):
+    """[(step, accuracy)] on the first SMALL held-out tasks a depth, depths 1-5: the small evaluations along the run,
+    and at both ends the same tasks of the full suite."""
+    def at(end):
+        try:
+            cells = [result["counts"][end][kind][str(d)] for d in MEAN_DEPTHS]
+            share = float(np.mean([np.mean(c["greedy"][:SMALL]) if metric == "greedy" else
+                                   np.mean(c["right"][:SMALL]) / c["samples"] for c in cells]))
+            return share if 0 <= share <= 1 else None
+        except MISSING:
+            return None
     last = max([number(r, "step") or 0 for r in records], default=0)
-    lines = []
-    for i, k in enumerate(KINDS):
-        before, after = (mean_at(result.get(end), metric, *MEAN_CELLS[k]) for end in ("base", "final"))
-        points = [((number(r, "step") or 0) + 1, number(r, "eval", k, metric)) for r in records]
-        lines.append((k, f"c{i} d{i}", [(0, before), *points, (last + 1, after)], "both"))
-    return lines
+    between = [((number(r, "step") or 0) + 1, number(r, "eval", kind, metric)) for r in records]
+    points = [(0, at("base")), *between, (last + 1, at("final"))]
+    return [(x, round(y, 4)) for x, y in points if y is not None]
 
 
 def rate_bars(records, kind):
@@ -1100,9 +1161,10 @@ def report(folder):
     def lines(source, wanted):
         return [(label, look, curve(source, path), "line") for label, look, path in wanted]
     section("Learning", "Its own tasks grow harder as it learns, so their solve rate may stand still while skill "
-            "rises; the held-out tasks stay the same. Points between the ends are small samples of them.",
+            "rises; the held-out tasks stay the same, here 20 a kind and depth.",
             [chart("tasks it set itself", "share right", lines(records, by_kind("solve")), span=(0, 1)),
-             *(chart(f"held-out tasks, {m}", "share right, depths 1-5", held_out(records, result, m), span=(0, 1))
+             *(chart(f"held-out tasks, {m}", "share right, depths 1-5", [
+                 (k, f"c{i} d{i}", held_out(records, result, m, k), "both") for i, k in enumerate(KINDS)], span=(0, 1))
                for m in ("pass@1", "greedy"))])
     section("Before and after, by depth", "On the held-out suite. Whiskers: 95 % bootstrap intervals over tasks.",
             [before_after(result, k) for k in KINDS])
@@ -1287,7 +1349,7 @@ def bench_device(cfg, tasks=256, size=8192):
     sample()                                                                # captures the graph
     graph = work * rate(sample)
     network._rooms.clear()
-    captured, network._capture = network._capture, lambda step, z: step     # the same steps, launched one by one
+    captured, network._capture = network._capture, lambda step, z, room: step   # the same steps, launched one by one
     eager = work * rate(sample)
     network._capture = captured
     network._rooms.clear()
@@ -1374,8 +1436,6 @@ def main(argv=None):
     parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
     parser.add_argument("--tasks", metavar="FILE", help="with RUN: measure on a file in CRUXEval's format instead")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
-    parser.add_argument("--beside", metavar="NAME", default="full", help="with --compare: the row that the others' "
-                        "gains are set against, seed by seed (default: full)")
     parser.add_argument("--keep", metavar="DIR", help="with --compare: leave a small record of each run in DIR; such "
                         "records can stand in a run's place")
     parser.add_argument("--report", metavar="RUN", help="write RUN/report.html")
@@ -1393,14 +1453,14 @@ def main(argv=None):
     if args.bench:
         return bench(args.out or ("results" if os.path.isdir("results") else "."))
     if args.compare:
-        return compare(args.compare, args.out or ("results" if os.path.isdir("results") else "."), args.keep,
-                       args.beside)
+        return compare(args.compare, args.out or ("results" if os.path.isdir("results") else "."), args.keep)
     if args.report is not None:
         return print(report(args.report))
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: no CUDA here; leave --device out to use the CPU")
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)  # the sampler runs chunks on threads of its own
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as in train.py
     config, model, base = load_run(args.run, device)
     if config["max_new"] >= model.config.block_size:
         fail(f"{args.run}/config.json: max_new {config['max_new']} fills all {model.config.block_size} tokens")
@@ -1419,9 +1479,7 @@ def main(argv=None):
         before, after = (None if m is None else measure(m, ex, suite, people, config["max_new"], config["samples"])
                          for m in (base, model))
     result = join(before, after)
-    print_table(result.get("base"), result["final"], result["counts"], result["people"])
-    say_too_long(model, config["max_new"], [c for t in result["final"].values() for c in t.values()], "the suite's")
-    say_too_long(model, config["max_new"], result["people"].values(), "people's")
+    print_result(result, model, config["max_new"])
     path = os.path.join(args.run, "eval.json")
     if args.write or not os.path.exists(path):
         write_text(path, json.dumps(result))

@@ -11,8 +11,8 @@ Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM
    The block is the one of published decoders (RMSNorm, rotary positions, grouped keys, QK norm, gated MLP, as in
    Qwen3), with head_dim and the MLP width as separate fields, so that such weights could be loaded by renaming.
 2) The vocabulary is ours: 256 bytes, then Python pieces, then role tokens. tiktoken does the splitting, nothing is
-   downloaded. A 50k vocabulary would make the head and the embedding 50 times larger than all layers together.
-3) Two additions of a few numbers each, both nothing at their start: `smear` lets an embedding carry a share of the
+   downloaded. With 50k tokens the head and the embedding would be 24 times larger than all layers together.
+3) Two additions of a few numbers each, both without effect at their start: `smear` lets an embedding carry a share of the
    token before it (.07 nats after a minute of warm-up), `sharpness` scales the logits (what RL would change first).
 4) Log-probs are returned by the sampler itself and equal those of the training forward (test: 1e-3 in float32).
 
@@ -228,7 +228,7 @@ class GPT(nn.Module):
         those rows: (M, V).
 
         Padding needs no mask: it stands to the right of everything real, where causal attention never looks. The
-        head is a fifth of a small model's work and prompts need none of it, hence `select`. cache, a list, collects
+        head is a tenth of a small model's work and prompts need none of it, hence `select`. cache, a list, collects
         each layer's (k, v), the sampler's prefill. tree: (position, previous, branch), each (B, T), when a row is a
         prompt with several replies behind it: a reply's tokens see the prompt and their own branch only."""
         T = idx.shape[1]
@@ -296,7 +296,7 @@ def pick(logits, u, temperature):
 
     Inverse-CDF sampling: the token whose slice of the cumulated probabilities contains u. One uniform a token, drawn
     beforehand, makes a rollout independent of its neighbours, of batching and of compaction; and a uniform costs
-    far less than the V exponentials of the Gumbel trick (1.4 ms a step at B = 256, V = 384 on one core)."""
+    far less than the V exponentials of the Gumbel trick."""
     logp = F.log_softmax(logits.float() / (temperature or 1.0), -1)
     if temperature == 0:
         token = logp.argmax(-1)
@@ -348,8 +348,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     goes to the next waiting row, so the batch stays full to the end, and prompts are dealt to `threads` threads
     (torch releases the interpreter lock inside an operation). On CUDA a decode step is one captured graph, and the
     host looks only now and then. Neither changes what is sampled: that is a function of the prompt, the row's
-    uniforms and the weights. dtype="bfloat16" runs the matrix products in it, as the training forward does: 3 times
-    faster where the CPU has them in hardware, and log-probs that agree with training's to about 0.05."""
+    uniforms and the weights. dtype="bfloat16" runs the matrix products in it, as the training forward does: faster where
+    the hardware has them (bench), and with log-probs that agree with training's to about 0.05."""
     _check(model, prompts, max_new_tokens)
     if not prompts:
         return [], []
@@ -464,7 +464,7 @@ def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop, rows):
                 row[place], t[place], free[place] = new, 0, (pick0 == stop) | (max_new == 1)
                 before[place] = last[task]
                 waiting += len(new)
-            elif len(place) > 0.15 * len(row):                    # nobody waits: close ranks
+            elif len(place) > 0.15 * len(row):                    # no row waits: drop those that ended
                 stay = (~free).nonzero()[:, 0]
                 if len(stay) == 0:
                     break
@@ -494,7 +494,9 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
     R, S = (-(-n // 256) * 256 if capture else n), min(c.block_size, -(-P // 64) * 64 + max_new)
     room = _rooms.get(id(model)) if capture else None
     if room is None or room["cache"].shape[2] < R:               # graphs know addresses: a larger cache needs new ones
-        _rooms.pop(id(model), None)
+        room = None                                              # the old cache goes before the new one is made
+        if capture:
+            _rooms.pop(id(model), None)
         room = dict(model=model, graphs={}, cache=torch.zeros(
             c.n_layer, 2, R, c.n_kv_head, c.block_size, c.head_dim, dtype=prefix.dtype, device=device))
         if capture:
@@ -515,7 +517,7 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
             z["ids"].index_copy_(1, z["t"], token[:, None])
             z["lps"].index_copy_(1, z["t"], logp[:, None])
 
-        room["graphs"][key] = z, _capture(step, z) if capture and max_new > 4 else step
+        room["graphs"][key] = z, _capture(step, z, room) if capture and max_new > 4 else step
     z, replay = room["graphs"][key]
     for cache, one in zip(z["cache"], prefix):                   # a layer at a time: all at once would take 2 GB more
         cache[:, :n, :, :P] = one.repeat_interleave(tries, 1)
@@ -531,14 +533,10 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
     return z["ids"][:n].cpu(), z["lps"][:n].cpu()
 
 
-@lru_cache
-def _graph_memory():
-    return torch.cuda.graph_pool_handle()  # one pool for all graphs: nothing in it outlives a replay
-
-
-def _capture(step, z):
+def _capture(step, z, room):
     """One captured CUDA graph of `step`, tried against eager steps on the same state; on any difference or failure the
-    eager step is returned and the reason printed, so that a machine nobody tried still trains."""
+    eager step is returned and the reason printed, so that a machine nobody tried still trains. The graphs of a room
+    share their scratch memory, for nothing in it outlives a replay."""
     try:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -548,11 +546,12 @@ def _capture(step, z):
         torch.cuda.current_stream().wait_stream(side)
         z["t"].zero_()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=_graph_memory()):
+        with torch.cuda.graph(graph, pool=room.setdefault("pool", torch.cuda.graph_pool_handle())):
             step()
         results = []
+        z["u"].uniform_()
         for run in (step, graph.replay):
-            z["t"].zero_(), z["token"].fill_(1), z["before"].fill_(1)
+            z["t"].zero_(), z["token"].fill_(1), z["before"].fill_(1), z["ids"].fill_(PAD), z["lps"].zero_()
             for _ in range(min(3, z["ids"].shape[1] - 1)):
                 run()
             results.append((z["ids"][:, 1:4].clone(), z["lps"][:, 1:4].clone()))
@@ -563,7 +562,6 @@ def _capture(step, z):
         return graph.replay
     except Exception as error:  # whatever the driver or the capture objects to: slower is better than not at all
         print(f"CUDA graph not used, decoding eagerly: {type(error).__name__}: {error}", flush=True)
-        torch.cuda.synchronize()
         return step
 
 

@@ -15,21 +15,20 @@ teach nothing.
 Where we differ from the paper and from the authors' code:
 1) Tasks are solved in the step that proposed them (Algorithm 1); the authors' loaders are built before proposing, so
    their solver trains on the tasks of the step before.
-2) A buffer keeps its newest entries (`Buffer.add`); the authors' truncation keeps the oldest and then freezes.
-3) Novelty gate: a program that is already in the buffer is not valid. Without it the proposer repeats itself within
-   60 steps.
-4) Length gate (`length_fault`): without it the proposer makes tasks hard by making them long, and in a small
-   network that habit leaks into induction, the solver's role that also writes programs, until it falls to zero.
+2) A buffer keeps its newest entries; the authors' truncation keeps the oldest and then freezes.
+3) Novelty gate: a program that was proposed before is not valid, so that the proposer cannot live on one good task.
+4) Length gate (`length_fault`): else a proposer can make tasks hard by making them long; in an early prototype that
+   habit leaked into induction, the solver's role that also writes programs, until it fell to zero.
 5) The n tries that estimate the solve rate are also the solver's training rollouts; the authors throw them away (80 %
    of what they generate) and sample again.
 6) Answers are compared by canonical keys made in a worker process; nothing a model wrote is ever evaluated in
    the trainer, and no expected output is ever sent to a worker, so an object with a friendly __eq__ wins nothing.
-7) The inputs of an induction task must differ (a hidden pair must not be one of the shown), and a message is words,
-   not code.
-8) Thoughts have a form the executor's traces gave them: deduction runs the program line by line, abduction runs it
-   backwards to an input and forwards to check it, induction writes it while running it. The paper's models think as
-   they please.
-9) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading.
+7) The inputs of an induction task must differ (a hidden pair must not be one of the shown), its hidden outputs must
+   not be all the same (a constant program would do), and a message is words, not code.
+8) Demonstrated thoughts are execution traces: deduction runs the program line by line, abduction runs it backwards to
+   an input and forwards to check it, induction writes it while running it. The paper's models think as they please.
+9) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading. Answers of deduction
+   and abduction are literals; the authors' may be any expression.
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
 """
@@ -37,7 +36,7 @@ import math
 import random
 import re
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from executor import Executor
 from model import END, ID, KINDS, SPECIAL, decode, encode
@@ -65,7 +64,6 @@ class Task:
     keys: list
     message: str = ""
     depth: int = 0             # known for generated tasks only (held-out suite, controls)
-    step: int = -1             # when it was proposed
     rate: float = -1.0         # its solve rate when it was last tried; -1: never
 
 
@@ -173,12 +171,13 @@ def constant(outputs):
     return len(set(outputs[len(outputs) // 2:])) < 2
 
 
-def make_tasks(ex, wanted, step=-1, max_prompt=None, gate=True):
+def make_tasks(ex, wanted, max_prompt=None, gate=True):
     """Run proposals into tasks. wanted: [(kind, program, inputs, message)]; returns [(Task or None, reason)] in order.
 
     Every program runs on every input twice, in two processes with different hash seeds and address layouts (j = 2 of
     Eq. 7); the first input that fails names the reason. A task whose solver prompt is longer than max_prompt tokens is
-    refused. gate=False lets failures through with the output None: the ablation that shows what the gate is for."""
+    refused. gate=False lets failures through with the output None, which is then the right answer to what fails: the
+    ablation that shows what the gate is for."""
     jobs = [(program, i) for _, program, inputs, _ in wanted for i in inputs]
     results = iter(ex.run(jobs))
     made = []
@@ -187,8 +186,8 @@ def make_tasks(ex, wanted, step=-1, max_prompt=None, gate=True):
         error = next((r.error for r in rs if not r.ok), "") if gate else ""
         if not error and max(len(encode(r.value)) for r in rs) > MAX_VALUE:
             error = "long output"
-        task = Task(kind, program, list(inputs), [r.value if r.ok else "None" for r in rs], [r.key for r in rs],
-                    message, step=step)
+        task = Task(kind, program, list(inputs), [r.value if r.ok else "None" for r in rs],
+                    [r.key if r.ok else "None" for r in rs], message)
         if not error and gate and kind == "induction" and constant(task.outputs):
             error = "constant"
         if not error and max_prompt and len(solve_prompt(task)) > max_prompt:
@@ -250,28 +249,19 @@ def propose_reward(verdict, rate, mode="learnability", zero=0.0):
         return -0.5
     if mode == "valid":
         return 1.0
+    assert 0 <= rate <= 1, "a valid task that was never tried has no solve rate, and earns nothing"
     if rate in (0.0, 1.0):
         return zero
     return 1 - rate if mode == "learnability" else 2 * min(rate, 1 - rate)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Buffers
+# Buffers: a deque a kind, newest last. Beyond its maxlen the OLDEST leave, so it never freezes
 
 
-@dataclass
-class Buffer:
-    """The tasks of one kind, newest last; beyond `size` the OLDEST leave (deque's maxlen), so it never freezes."""
-    size: int
-    tasks: deque = field(default_factory=deque)
-
-    def add(self, task):
-        self.tasks.append(task)
-        if len(self.tasks) > self.size:
-            self.tasks.popleft()
-
-    def sample(self, k, rng):
-        return rng.sample(self.tasks, min(k, len(self.tasks)))
+def sample(buffer, k, rng):
+    """k tasks of a buffer, or all where it holds fewer."""
+    return rng.sample(buffer, min(k, len(buffer)))
 
 
 def seed_buffers(ex, size, n_inputs):
@@ -281,10 +271,10 @@ def seed_buffers(ex, size, n_inputs):
     assert n_inputs <= len(inputs), f"at most {len(inputs)} inputs an induction task"
     made = make_tasks(ex, [(kind, program, inputs[:n_inputs] if kind == "induction" else [arg], "")
                            for kind in KINDS])
-    buffers = {kind: Buffer(size) for kind in KINDS}
+    buffers = {kind: deque(maxlen=size) for kind in KINDS}
     for task, error in made:
         assert task, f"the identity program failed: {error}"
-        buffers[task.kind].add(task)
+        buffers[task.kind].append(task)
     return buffers
 
 

@@ -28,6 +28,7 @@ import time
 import unittest
 import unittest.mock
 import xml.etree.ElementTree
+from collections import Counter
 from dataclasses import asdict
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -135,7 +136,7 @@ class TestSampler(unittest.TestCase):
     def test_graphs_read_new_weights(self):
         """Static tensors serve many calls: other prompts, more rows (a new cache), weights that have learnt since."""
         model = small_model(9)
-        with unittest.mock.patch.object(network, "_capture", lambda step, z: step), torch.inference_mode():
+        with unittest.mock.patch.object(network, "_capture", lambda step, z, room: step), torch.inference_mode():
             for n, longest in ((3, 10), (140, 8), (5, 10)):
                 prompts = random_prompts(n, n)
                 want = generate_naive(model, prompts[:5], longest, tries=2, seed=n)[0]
@@ -295,11 +296,11 @@ class TestTRR(unittest.TestCase):
         self.assertAlmostEqual(a[:4].sum().item(), 0, places=5)
 
     def test_token_weights(self):
-        """lengths= whitens as if each reward stood on each of its tokens (Bessel's factor apart)."""
+        """lengths= whitens as if each reward stood on each of its tokens, as veRL's masked_whiten does."""
         r, n = [1.0, -0.5, 0.2], [3, 1, 6]
         a = advantages(r, ["s"] * 3, lengths=n)
         flat = torch.tensor([x for x, k in zip(r, n) for _ in range(k)])
-        want = (torch.tensor(r) - flat.mean()) / flat.std(correction=0) / math.sqrt(3 / 2)
+        want = (torch.tensor(r) - flat.mean()) / flat.std()
         self.assertTrue(torch.allclose(a, want, atol=1e-5))
 
     def test_loss_gradient(self):
@@ -439,6 +440,8 @@ class TestGame(unittest.TestCase):
         self.assertEqual([p("valid", r, zero=-0.5) for r in (0.0, 1.0)], [-0.5, -0.5])
         self.assertEqual([p("valid", r, "uncertainty") for r in (0.0, 0.25, 0.5)], [0, 0.5, 1])
         self.assertEqual([p("valid", 0.0, "valid"), p("unparsable", -1, "none")], [1, 0])
+        with self.assertRaisesRegex(AssertionError, "never tried"):
+            p("valid", -1.0)                         # 1 - (-1) = 2 would be the best reward of all
         self.assertEqual(selfplay.SOLVE_REWARD, {"right": 1.0, "wrong": -0.5, "unparsable": -1.0})
 
     def test_malformed_replies(self):
@@ -491,13 +494,20 @@ class TestGame(unittest.TestCase):
         self.assertEqual(selfplay.message_fault("induction", ["1", "2"], "x + 1"), "message")
         self.assertEqual(selfplay.message_fault("induction", ["1", "2"], " add double"), "")
 
+    def test_without_the_validity_gate(self):
+        """With the gate off a program that fails is a task with the output None, and None is its right answer."""
+        wanted = [("deduction", "def f(x):\n    return 1 // 0", ["1"], "")]
+        (task, why), = selfplay.make_tasks(self.ex, wanted, gate=False)
+        self.assertEqual((why, task.outputs), ("", ["None"]))
+        self.assertEqual(selfplay.judge_answers(self.ex, [task] * 2, ["None", "0"]), ["right", "wrong"])
+
     def test_buffer_keeps_newest(self):
         """A full buffer drops its oldest entries; the authors' code dropped the new ones and froze."""
-        b = selfplay.Buffer(3)
+        b = selfplay.seed_buffers(self.ex, 3, 4)["deduction"]
         for i in range(5):
-            b.add(i)
-        self.assertEqual(list(b.tasks), [2, 3, 4])
-        self.assertEqual(len(b.sample(9, random.Random(0))), 3)
+            b.append(i)
+        self.assertEqual(list(b), [2, 3, 4])
+        self.assertEqual(len(selfplay.sample(b, 9, random.Random(0))), 3)
 
     def test_trace_is_what_runs(self):
         """The recorded trace's last value is the program's own output, loops and branches included."""
@@ -576,6 +586,16 @@ class TestLearning(unittest.TestCase):
             else:
                 self.assertEqual(before, after)
 
+    def test_kl_is_that_of_the_update(self):
+        """An update that moves nothing has a KL of 0, whatever log-probs the sampler left; one that moves has more."""
+        cfg, kl = train.Config(device="cpu", dtype="bfloat16", micro_tokens=512), []
+        for lr in (0.0, 0.05):
+            model, r = small_model(9), selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [-1.0, -1.0])
+            opts = [torch.optim.SGD(model.parameters(), lr=lr)]
+            kl.append(train.learn(cfg, model, opts, [r], torch.ones(1), random.Random(0))["kl_after"])
+        self.assertEqual(kl[0], 0)
+        self.assertGreater(kl[1], 1e-6)
+
     def test_sharpness_has_a_rate_of_its_own(self):
         """In self-play sharp_lr moves the scale of the logits and nothing else; at 0 the scale stands still."""
         cfg = train.Config(device="cpu", dtype="float32", micro_tokens=512)
@@ -650,7 +670,7 @@ class TestLearning(unittest.TestCase):
 TINY = ["--device", "cpu", "--dtype", "float32", "--n_layer", "1", "--n_embd", "32", "--n_head", "2",
         "--n_kv_head", "1", "--warmup_steps", "100", "--warmup_batch", "8", "--steps", "4", "--proposals", "4",
         "--tasks", "4", "--tries", "2", "--seed_tasks", "2", "--suite_n", "2", "--samples", "2", "--eval_every", "2",
-        "--save_every", "1", "--show_every", "2", "--max_new", "48", "--block_size", "200"]
+        "--save_every", "1", "--show_every", "2", "--max_new", "48", "--block_size", "240"]
 
 
 def call(*args, cwd=None, **kw):
@@ -673,12 +693,14 @@ class TestTrain(unittest.TestCase):
         with tempfile.TemporaryDirectory() as tmp:
             os.makedirs(f"{tmp}/full")
             open(f"{tmp}/full/x", "w").close()
-            cases = [(["--stepz", "3"], "did you mean --steps"), (["--steps", "many"], "wants a int"),
+            cases = [(["--stepz", "3"], "did you mean --steps"), (["--steps", "many"], "wants a whole number"),
                      (["--preset", "huge"], "smoke"), (["--ablation", "nope"], "solver_only"),
                      (["--advantage", "gae"], "trr, group"), (["--n_head", "3"], "n_head"), (["--tries", "1"], "tries"),
                      (["--kinds", "deduction,poetry"], "induction"), (["--lr", "nan"], "finite"),
                      (["--learner", "supervised"], "fixed"), (["--out", f"{tmp}/full"], "not empty"),
-                     (["--resume", f"{tmp}/none"], "no run to resume"), (["--max_new", "400"], "block_size")]
+                     (["--resume", f"{tmp}/none"], "no run to resume"), (["--max_new", "400"], "block_size"),
+                     (["--tasks", "20"], "lower it, or raise --tasks"), (["--lr", "-1"], "0 or above"),
+                     (["--learn_tries", "9"], "more than --tries"), (["--resume_", "x"], "unknown flag")]
             if not torch.cuda.is_available():
                 cases.append((["--device", "cuda"], "no CUDA device"))
             for args, words in cases:
@@ -694,6 +716,18 @@ class TestTrain(unittest.TestCase):
                         self.assertIn(words, text)
                         self.assertEqual(text.count("\n"), 1)
                 self.assertEqual(caught.exception.code, 2)
+
+    def test_one_try(self):
+        """--learn_tries 1: all n tries measure the solve rate, and the update learns from one a task."""
+        with tempfile.TemporaryDirectory() as tmp:
+            seen = []
+            with unittest.mock.patch.object(train, "learn", lambda *a: seen.append(a[3]) or Counter(kl_after=0.0)), \
+                    contextlib.redirect_stdout(io.StringIO()):
+                train.main(["--out", f"{tmp}/run", *TINY, "--steps", "1", "--warmup_steps", "2", "--skip_flat",
+                            "false", "--learn_tries", "1", "--proposer", "fixed", "--fixed_tasks", "30"])
+            groups = [r.group for r in seen[0]]
+            self.assertEqual(sorted(groups), list(range(len(groups))))
+            self.assertEqual(len(groups), 12)
 
     def test_resume_equals_no_interruption(self):
         """Killed with SIGKILL at random moments and resumed, a run with 3 executor workers writes the figures of one
@@ -2063,6 +2097,9 @@ class TestLoading(unittest.TestCase):
         self.assertIn("ckpt.pt", self.refused())
 
 
+COMPARE_FILES = ("compare.md", "compare.csv", "compare.svg", "curves.svg")
+
+
 class TestCompare(unittest.TestCase):
     def test_groups_by_setting_and_pairs_by_seed(self):
         """Runs that differ in the seed alone share a row; its mean, spread and gain are those computed by hand."""
@@ -2079,18 +2116,17 @@ class TestCompare(unittest.TestCase):
             self.assertIn("a1: setting and seed of a run before it", err)
             table = [[c.strip() for c in line.replace("\\|", "/").split("|")[1:-1]] for line in out.split("\n")
                      if line.startswith("|")][2:]
-            self.assertEqual([row[:2] for row in table], [["full (lr=0.1)", "1"], ["full (lr=None)", "2"],
+            self.assertEqual([row[:2] for row in table], [["full (lr=None)", "2"], ["full (lr=0.1)", "1"],
                                                           ["<img onerror=x>/", "1"]])
-            table.insert(0, table.pop(1))
-            finals = [evaluation.mean_over(made_up_measure(s)["table"], "greedy") for s in (0.5, 0.6)]
-            base = evaluation.mean_over(made_up_measure(0.4)["table"], "greedy")
+            finals = [evaluation.mean_over(made_up_measure(s)["table"], "pass@1") for s in (0.5, 0.6)]
+            base = evaluation.mean_over(made_up_measure(0.4)["table"], "pass@1")
             mean, std = 100 * np.mean(finals), 100 * np.std(finals, ddof=1)
             self.assertEqual(table[0][2], f"{mean:.1f} \u00b1 {std:.1f}")
             half = 12.71 * std / 2 ** 0.5                                  # Student's t with one degree of freedom
             self.assertEqual(table[0][3], f"{mean - 100 * base:+.1f} [{mean - 100 * base - half:+.1f}, "
                                           f"{mean - 100 * base + half:+.1f}]")
-            self.assertEqual(table[0][10:13], ["1,500", "2.0", "`python train.py / tee log`"])
-            self.assertRegex(table[2][3], r"^\+0.0 \[\+0.0, \+0.0\]$")
+            self.assertEqual(table[0][9:12], ["1,500", "2.0", "`python train.py / tee log`"])
+            self.assertRegex(table[2][5], r"^\+0.0 \[\+0.0, \+0.0\]$")
             with open(os.path.join(d, "out", "compare.csv")) as f:
                 self.assertEqual(len(f.read().strip().split("\n")), 5)     # a header, and a name that holds a line end
             with open(os.path.join(d, "out", "compare.svg")) as f:
@@ -2098,19 +2134,41 @@ class TestCompare(unittest.TestCase):
             xml.etree.ElementTree.fromstring(svg)
             self.assertNotIn("<img", svg)
 
+    def test_curves_are_means_over_seeds(self):
+        """A run's curve is of the same tasks from end to end; the drawing has the mean of the seeds at every step."""
+        with tempfile.TemporaryDirectory() as d:
+            for seed, run in enumerate(("a", "b"), 1):
+                made_up_run(os.path.join(d, run), seed, 0.4 + 0.2 * seed, name="full")
+            records = [evaluation.read_record(os.path.join(d, run)) for run in ("a", "b")]
+            counts = made_up_measure(0.4)["counts"]["deduction"]
+            first = np.mean([np.mean(counts[str(n)]["greedy"][:evaluation.SMALL]) for n in evaluation.MEAN_DEPTHS])
+            for r in records:
+                self.assertEqual([x for x, _ in r["curve"]["greedy"]["deduction"]], [0, 3])
+                self.assertAlmostEqual(r["curve"]["greedy"]["deduction"][0][1], first, places=4)
+            svg = evaluation.curves_svg(records)
+            xml.etree.ElementTree.fromstring(svg)
+            ends = [sum(r["curve"]["pass@1"]["induction"][i][1] for r in records) / 2 for i in (0, 1)]
+            y = [evaluation.LOW - (evaluation.LOW - evaluation.TOP) * v for v in ends]
+            self.assertRegex(svg, rf'class="line c2 d2" d="M[0-9.]+ {y[0]:.1f}L[0-9.]+ {y[1]:.1f}"')
+
     def test_rows_are_paired_by_seed(self):
-        """A row's distance to full, or to the row that --beside names, is taken seed by seed, in any order of runs."""
+        """A row's distance to full is taken seed by seed, in any order of runs; another start network has a table of
+        its own, led by the row whose proposer learns."""
         runs = [{"named": True, "name": name, "setting": {"name": name}, "seed": str(seed), "command": "",
                  "rollouts": 1, "minutes": 1.0, **{m: 0.5 for m in ("greedy", "pass@1", "pass@16", "pass@1 deep")},
                  **{f"{what} {m}{k}": g if what == "gain" else None for what in ("gain", "ci")
                     for m in evaluation.METRICS for k in ("", " deep", *(" " + k for k in KINDS))}}
                 for name, seed, g in (("other", 3, 0.12), ("full", 1, 0.1), ("other", 1, 0.05), ("full", 2, 0.9),
                                       ("full", 3, 0.2))]
-        other = next(r for r in evaluation.group_runs(runs) if r["name"] == "other")
+        runs += [{**runs[1], "name": name, "seed": str(seed), "gain pass@1": g,
+                  "setting": {"name": name, "hasty": 0.0, "proposer": proposer}}
+                 for name, seed, g, proposer in (("stiff", 1, 0.3, "frozen"), ("free", 1, 0.1, "train"),
+                                                 ("stiff", 2, 0.3, "frozen"), ("free", 2, 0.1, "train"))]
+        (full, other), (free, stiff) = evaluation.group_runs(runs)
+        self.assertEqual([r["name"] for r in (full, other, free, stiff)], ["full", "other", "free", "stiff"])
         self.assertAlmostEqual(other["over pass@1"], ((0.05 - 0.1) + (0.12 - 0.2)) / 2)
         self.assertEqual(other["seed list"], "3 1")
-        full = next(r for r in evaluation.group_runs(runs, "other") if r["name"] == "full")
-        self.assertAlmostEqual(full["over pass@1"], -other["over pass@1"])
+        self.assertAlmostEqual(stiff["over pass@1"], 0.2)
 
     def test_records_stand_for_runs(self):
         """The small records that --keep leaves give the same table, CSV and drawing as the runs they came from."""
@@ -2123,18 +2181,16 @@ class TestCompare(unittest.TestCase):
                 code, out, _ = call_eval("--compare", *what, "--out", os.path.join(d, "out"),
                                          *(["--keep", os.path.join(d, "kept")] if what is runs else []))
                 self.assertEqual(code, 0)
-                texts.append([pathlib.Path(d, "out", f"compare.{kind}").read_text() for kind in ("md", "csv", "svg")])
+                texts.append([pathlib.Path(d, "out", name).read_text() for name in COMPARE_FILES])
             self.assertEqual(*texts)
             self.assertLess(os.path.getsize(os.path.join(d, "kept", "a1.json")), 20_000)
 
     def test_nothing_to_compare(self):
-        """No finished run, or none of the name that --beside asks for: exit code 2, and nothing is written."""
+        """No finished run: exit code 2, and nothing is written."""
         with tempfile.TemporaryDirectory() as d:
-            made_up_run(os.path.join(d, "a"), 1, 0.5, name="a")
-            for bad in ([d], [os.path.join(d, "a"), "--beside", "b"]):
-                code, out, err = call_eval("--compare", *bad, "--out", os.path.join(d, "out"))
-                self.assertEqual((code, len(err.strip().split("\n")) <= 2), (2, True))
-                self.assertFalse(os.path.exists(os.path.join(d, "out")))
+            code, out, err = call_eval("--compare", d, "--out", os.path.join(d, "out"))
+            self.assertEqual((code, len(err.strip().split("\n")) <= 2), (2, True))
+            self.assertFalse(os.path.exists(os.path.join(d, "out")))
 
 
 class Tags(HTMLParser):
@@ -2257,11 +2313,11 @@ class TestReadme(unittest.TestCase):
         records = sorted(str(p) for p in pathlib.Path(HERE, "results", "grid").glob("*.json"))
         with tempfile.TemporaryDirectory() as d:
             self.assertEqual(call_eval("--compare", *records, "--out", d)[0], 0)
-            for kind in ("md", "csv", "svg"):
-                made = pathlib.Path(d, f"compare.{kind}").read_text(encoding="utf-8")
-                self.assertEqual(pathlib.Path(HERE, "results", f"compare.{kind}").read_text(encoding="utf-8"), made)
-                if kind == "md":
-                    self.assertIn(made, pathlib.Path(HERE, "README.md").read_text(encoding="utf-8"))
+            for name in COMPARE_FILES:
+                made = pathlib.Path(d, name).read_text(encoding="utf-8")
+                self.assertEqual(pathlib.Path(HERE, "results", name).read_text(encoding="utf-8"), made)
+            brief = evaluation.compare_table(evaluation.group_runs(evaluation.read_runs(records)), brief=True)
+            self.assertIn(brief, pathlib.Path(HERE, "README.md").read_text(encoding="utf-8"))
 
     def test_its_commands_parse(self):
         """Every flag in the README is one of train.py's or eval.py's, and with its value train.py takes it."""

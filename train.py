@@ -15,10 +15,12 @@ Where we differ from the paper and from the authors' code:
    solver's batch are filled from the buffer with tasks last seen to be learnable (`fill`). A rollout carries about
    one bit: those carry none. `--ablation paper_batch` switches both back.
 4) AdamW's epsilon is far above the gradient's entries (`adam_eps`): steps are in proportion to the gradient. With the
-   usual one every weight moves by about the learning rate, and the noise of one-bit rewards wears tracing away.
+   usual one every weight moves by about the learning rate, and the noise of one-bit rewards degrades tracing first.
 5) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 6) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
-7) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
+7) The learning rate rises and falls; no weight decay, no entropy bonus (paper: constant, .01, .001). The program of an
+   induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
+8) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
 
 Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
       python train.py --help   # every knob, with advice
@@ -39,7 +41,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -80,7 +82,7 @@ class Config:
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, not a skill
     timid: bool = False           # demonstrated proposals: True: each depth a tenth as frequent as the one before
     warmup_steps: int = 2500
-    warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones (320 x 128: -.15 nats)
+    warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.008 # AdamW, for embedding, head and norms
     # --- self-play
@@ -89,6 +91,7 @@ class Config:
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
     tries: int = 8                # n: tries a task; fewer than 4 make the solve rate too coarse (0, 1/2, 1)
+    learn_tries: int = 0          # how many of them are learnt from; 0: all; 1: the others only measure the solve rate
     references: int = 2           # K: past tasks shown to the proposer (the paper: 6; each costs ~30 tokens of context)
     n_inputs: int = 6             # N: inputs of an induction task (the paper: 10); half are shown, half decide
     max_new: int = 192            # longest reply, tokens; a reply that is cut off counts as unparsable
@@ -121,9 +124,9 @@ class Config:
                                   # at 1e-8 every weight moves equally and the noise of one-bit rewards wears skill away
     muon_lr: float = 0.002
     sharp_lr: float = 0.007       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
-    lr_warmup: int = 10           # steps of linear rise: Adam's first steps are all sign and no size
+    lr_warmup: int = 10           # steps of linear rise: Adam's first steps have unit size whatever the gradient
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
-    minibatches: int = 1          # updates a step; with 1 the ratio is 1 and the clip never acts
+    minibatches: int = 1          # updates a step; with 1 the ratio is 1, up to rounding, and the clip has no work
     epochs: int = 1
     clip: float = 0.2
     grad_clip: float = 1.0
@@ -131,7 +134,7 @@ class Config:
     # --- measuring
     suite_n: int = 150            # held-out tasks a kind and depth
     samples: int = 16             # samples a task for pass@k
-    eval_every: int = 25          # steps between small evaluations (20 tasks a kind and depth); 0: none
+    eval_every: int = 15          # steps between small evaluations (20 tasks a kind and depth); 0: none
     save_every: int = 10          # steps between checkpoints
     show_every: int = 10          # steps between whole rollouts on the console
 
@@ -143,7 +146,7 @@ PRESETS = {
                   max_new=96, block_size=256),
     # not measured yet on a GPU. Reckoned: 4000 x 512 demonstrations, 2.5 minutes to draw (7,000 a second, one core) and
     # 3 to learn (2e16 FLOP at 120 TFLOP/s); a step of 12,288 tries 7 s, of which 2 in Python and 1 in the executor;
-    # 12 GB: a layer 0.7 for a micro-batch's activations, 0.5 for the cache of 2,048 rows, 0.3 for float32's of 512
+    # 12 GB, 8 layers times: 0.7 for a micro-batch's activations, 0.5 for the cache of 2,048 rows, 0.3 for float32's
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=2e-4, seed_tasks=256, workers=8,
@@ -151,6 +154,7 @@ PRESETS = {
 }
 
 SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, adam_eps=1e-8, sharp_lr=0.0, minibatches=48)
+TIMID = dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150)
 ABLATIONS = {  # each differs from full by what it names; the README's table is made of these
     "full": {},
     "solver_only": dict(proposer="frozen"),
@@ -169,6 +173,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_references": dict(references=0),
     "global_baseline": dict(advantage="global"),
     "group_baseline": dict(advantage="group"),
+    "one_try": dict(learn_tries=1),
     "no_blame": dict(negative=0.0),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True, previous_step=True,
@@ -177,11 +182,10 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
     "careful_base": dict(hasty=0.0, patience=1.0),
-    "timid": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150),
-    "timid_frozen": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150, proposer="frozen"),
-    "timid_random": dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150, proposer="random",
-                         depths="rare"),
     "careful_shallow": dict(hasty=0.0, patience=1.0, proposer="random", depths="rare"),
+    "timid": TIMID,
+    "timid_frozen": dict(TIMID, proposer="frozen"),
+    "timid_random": dict(TIMID, proposer="random", depths="rare"),
 }
 
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
@@ -196,10 +200,7 @@ BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size",
                "n_inputs", "max_new", "suite_n", "dtype", "device")
 
 
-def to_bool(text):
-    if text.lower() not in ("1", "0", "true", "false"):
-        raise ValueError(text)
-    return text.lower() in ("1", "true")
+TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
 def parse(argv):
@@ -234,9 +235,10 @@ def parse(argv):
         text = getattr(args, f.name)
         if text is not None:
             try:
-                values[f.name] = to_bool(text) if f.type is bool else f.type(text)
-            except ValueError:
-                fail(f"--{f.name} wants {'true or false' if f.type is bool else 'a ' + f.type.__name__}, not {text!r}")
+                values[f.name] = TRUTH[text.lower()] if f.type is bool else f.type(text)
+            except (ValueError, KeyError):
+                wanted = {bool: "true or false", int: "a whole number", float: "a number"}[f.type]
+                fail(f"--{f.name} wants {wanted}, not {text!r}")
     cfg = Config(**values)
     check(cfg)
     args.preset = preset
@@ -250,10 +252,10 @@ def check(cfg):
             fail(f"--{name} {getattr(cfg, name)!r}: choose one of {', '.join(allowed)}")
     for f in fields(Config):
         value = getattr(cfg, f.name)
-        if f.type is float and not math.isfinite(value):
-            fail(f"--{f.name} must be a finite number, not {value}")
+        if f.type is float and not (math.isfinite(value) and (value >= 0 or f.name == "zero_reward")):
+            fail(f"--{f.name} must be a finite number, 0 or above, not {value}")
         low = 0 if f.name in ("seed", "steps", "lr_warmup", "references", "micro_tokens", "eval_every", "proposals",
-                              "seed_tasks") else 1
+                              "seed_tasks", "learn_tries") else 1
         if f.type is int and value < low:
             fail(f"--{f.name} must be at least {low}, not {value}")
     kinds = cfg.kinds.split(",")
@@ -263,10 +265,17 @@ def check(cfg):
         fail("--n_embd must be a multiple of --n_head with an even quotient, and --n_head one of --n_kv_head")
     if cfg.n_inputs < 2 or cfg.n_inputs > 10:
         fail(f"--n_inputs must be between 2 and 10, not {cfg.n_inputs}: half are shown, half are hidden")
+    if cfg.learn_tries > cfg.tries:
+        fail(f"--learn_tries {cfg.learn_tries} is more than --tries {cfg.tries}")
     if cfg.tries < 2:
         fail("--tries must be at least 2: one try says nothing about how hard a task is")
-    if cfg.max_new + 100 > cfg.block_size:
-        fail(f"--max_new {cfg.max_new} leaves less than 100 tokens of --block_size {cfg.block_size} for the prompt")
+    if max(cfg.max_new, PROPOSAL + 28) + 100 > cfg.block_size:
+        fail(f"--block_size {cfg.block_size}: must be at least 100 tokens more than --max_new {cfg.max_new}, for the "
+             f"prompt, and at least {PROPOSAL + 128}, for a proposal")
+    places = cfg.tasks * len(KINDS) // len(kinds)
+    if cfg.proposals > places:
+        fail(f"--proposals {cfg.proposals} is more than the {places} tasks a kind that the solver tries in a step: lower "
+             "it, or raise --tasks (a task that nobody tries has no solve rate to pay its proposer by)")
     for name in ("hasty", "patience", "lr_decay", "negative"):
         if not 0 <= getattr(cfg, name) <= 1:
             fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
@@ -279,7 +288,8 @@ def check(cfg):
     cfg.device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     if cfg.dtype == "auto":
         # without bfloat16 products in hardware they are emulated, slower than float32
-        fast = cfg.device == "cuda" or {"avx512_bf16", "amx_bf16"} & set(cpu_says("flags").split())
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if cfg.device == "cuda" else \
+            {"avx512_bf16", "amx_bf16"} & set(cpu_says("flags").split())
         cfg.dtype = "bfloat16" if fast else "float32"
     cfg.micro_tokens = cfg.micro_tokens or (32768 if cfg.device == "cuda" else 3072)
 
@@ -546,11 +556,14 @@ def load_weights(model, weights, path):
 @dataclass
 class Game:
     """What self-play carries from step to step, beside the weights."""
-    buffers: dict                # kind -> selfplay.Buffer
-    known: set                   # programs that were ever valid: the novelty gate
-    rollouts: int = 0            # sampled so far
+    buffers: dict                # kind -> deque of Task
+    known: set                   # programs that were proposed and passed the other gates: the novelty gate
+    rollouts: int = 0            # sampled so far, seeding aside
     held_out: int = 0            # proposals refused because the held-out suite has them
     waiting: list = None         # previous_step: the valid tasks that the next step will solve
+
+
+PROPOSAL = 112  # tokens of a proposer's reply: a program of 56 and an input of 20, or N inputs and a message
 
 
 def generated(cfg, ex, rng, kind, count, banned):
@@ -570,7 +583,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
         for kind in kinds:
             wanted += generated(cfg, ex, rng, kind, count, banned)[1]
         start = time.time()
-        for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted, step)):
+        for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted)):
             proposals.append(Rollout("propose", kind, [], [], [], task, verdict=why or "valid"))
         return proposals, time.time() - start
     prompts, sources = [], []
@@ -578,16 +591,16 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
         for _ in range(count):
             if kind == "induction":                  # a program of the other two buffers, to be described by pairs
                 pool = [b for k, b in game.buffers.items() if k != "induction" and (k in kinds or kinds == [kind])]
-                references = rng.choice(pool).sample(1, rng)
+                references = selfplay.sample(rng.choice(pool), 1, rng)
             else:
-                references = game.buffers[kind].sample(cfg.references, rng)
+                references = selfplay.sample(game.buffers[kind], cfg.references, rng)
             prompt = selfplay.propose_prompt(kind, references)
-            while len(prompt) > cfg.block_size - 112:  # room for the reply
+            while len(prompt) > cfg.block_size - PROPOSAL and kind != "induction":  # room for the reply
                 references = references[:-1]
                 prompt = selfplay.propose_prompt(kind, references)
             prompts.append(prompt)
             sources.append((kind, references))
-    replies, logps = generate(model, prompts, 112, seed=sample_seed(cfg, step, 0), dtype=cfg.dtype)
+    replies, logps = generate(model, prompts, PROPOSAL, seed=sample_seed(cfg, step, 0), dtype=cfg.dtype)
     start, proposals, wanted, slots = time.time(), [], [], []
     for (kind, references), prompt, reply, logp in zip(sources, prompts, replies, logps):
         r = Rollout("propose", kind, prompt, reply, logp, verdict="unparsable")
@@ -607,7 +620,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
             slots.append(r)
             if kind != "induction":
                 game.known.add(program)              # also keeps twins inside this batch out
-    for r, (task, why) in zip(slots, selfplay.make_tasks(ex, wanted, step, cfg.block_size - cfg.max_new,
+    for r, (task, why) in zip(slots, selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new,
                                                         cfg.validity_gate)):
         r.task, r.verdict = task, why or "valid"
     return proposals, time.time() - start
@@ -625,10 +638,10 @@ def choose_tasks(cfg, game, fresh, rng):
         mine = [t for t in fresh if t.kind == kind][:places]
         need, pool = places - len(mine), game.buffers[kind]
         if cfg.fill == "learnable":                  # of the newest 1000, those that some tries solved and some did not
-            newest = list(pool.tasks)[-1000:]
+            newest = list(pool)[-1000:]
             good = [t for t in newest if 0 < t.rate < 1]
             mine += rng.sample(good, min(need, len(good)))
-        tasks += mine + pool.sample(places - len(mine), rng)
+        tasks += mine + selfplay.sample(pool, places - len(mine), rng)
     return tasks
 
 
@@ -704,7 +717,7 @@ def rollout_loss(model, batch, cfg):
 def update(cfg, model, optimizers, batches, loss_fn, total):
     """One optimizer step over micro-batches; its figures are added to the Counter `total`. False, and no step made,
     where the gradient is not finite."""
-    total["cells"] += sum(b[0].numel() for b in batches)
+    total["padded"] += sum(b[0].numel() for b in batches)
     total["read"] += sum(int(b[0].ne(network.PAD).sum()) for b in batches)
     for stats in accumulate(model, batches, loss_fn, cfg.dtype):
         total.update({k: float(v) for k, v in stats.items()})
@@ -716,10 +729,21 @@ def update(cfg, model, optimizers, batches, loss_fn, total):
     return True
 
 
+@torch.no_grad()
+def log_probs(cfg, model, batches):
+    """Of the replies' tokens (M,), computed as in training."""
+    with torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
+        return torch.cat([logprobs(model, idx, tree[2] > 0, tree=tree)[0] for idx, tree, *_ in batches])
+
+
 def learn(cfg, model, optimizers, rollouts, adv, rng):
     """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens, and the KL from
-    the policy that sampled to the one after the update, on some of the rollouts."""
+    the policy before the update to the one after it, on some of the rollouts (the sampler's own log-probs would not do:
+    rounding in bfloat16 differs from theirs by as much as an update)."""
     total, order = Counter(), list(range(len(rollouts)))
+    some = rollouts[::-(-len(rollouts) // 64)]
+    some = rollout_batches(some, torch.zeros(len(some)), cfg)
+    before = log_probs(cfg, model, some)
     for _ in range(cfg.epochs):
         rng.shuffle(order)
         size = -(-len(order) // cfg.minibatches)
@@ -728,10 +752,8 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
             batches = rollout_batches([rollouts[i] for i in part], adv[part], cfg)
             if not update(cfg, model, optimizers, batches, lambda m, b: rollout_loss(m, b, cfg), total):
                 return None
-    some = [rollouts[i] for i in order[:64]]
-    with torch.no_grad():
-        after = [rollout_loss(model, b, cfg)[1] for b in rollout_batches(some, torch.zeros(len(some)), cfg)]
-    total["kl_after"] = float(sum(s["kl"] for s in after) / sum(s["tokens"] for s in after))
+    change = log_probs(cfg, model, some) - before
+    total["kl_after"] = float((change.exp() - 1 - change).mean())
     return total
 
 
@@ -776,7 +798,8 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     row["length"] = {c: mean(len(r.reply) for r in rs) for c, rs in cells.items()}
     row["verdicts"] = {c: dict(Counter(r.verdict for r in rs)) for c, rs in cells.items()}
     row["valid"] = {k: mean(r.verdict == "valid" for r in cells[f"propose/{k}"]) for k in kinds}
-    row["novel"] = {k: mean(r.verdict != "known" for r in cells[f"propose/{k}"]) for k in kinds}
+    row["novel"] = {k: mean(r.verdict != "known" for r in cells[f"propose/{k}"] if r.verdict != "unparsable")
+                    for k in kinds}
     row["learnable"] = {k: mean(0 < t.rate < 1 for t in valid[k]) for k in kinds}
     row["rates"] = {k: [sum(round(t.rate * cfg.tries) == c for t in valid[k]) for c in range(cfg.tries + 1)]
                     for k in kinds}
@@ -791,7 +814,7 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     tokens = max(1, stats["tokens"])
     row.update(entropy=stats["entropy"] / tokens, kl=stats["kl_after"], clipped=stats["clipped"] / tokens,
                grad_norm=stats["grad_norm"], with_gradient=int((adv != 0).sum()), learnt=len(used),
-               padding=1 - stats["read"] / max(1, stats["cells"]))
+               padding=1 - stats["read"] / max(1, stats["padded"]))
     return row
 
 
@@ -802,7 +825,7 @@ def memory_mb(cfg):
 
 
 def step_line(cfg, step, row, left):
-    """The step as one line of at most 160 columns."""
+    """The step as one line."""
     kinds, s = cfg.kinds.split(","), row["seconds"]
     total = max(1e-9, sum(s.values()))
     def each(values, form="{:.2f}"):
@@ -843,7 +866,7 @@ def checkpoint(cfg, out, model, base, optimizers, game, step, minutes):
     save(os.path.join(out, "ckpt.pt"), {
         "version": 1, "config": asdict(cfg), "gpt": asdict(model.config), "model": model.state_dict(), "base": base,
         "optimizers": [o.state_dict() for o in optimizers], "step": step, "minutes": minutes,
-        "game": {"buffers": {k: [asdict(t) for t in b.tasks] for k, b in game.buffers.items()},
+        "game": {"buffers": {k: [asdict(t) for t in b] for k, b in game.buffers.items()},
                  "known": sorted(game.known), "rollouts": game.rollouts, "held_out": game.held_out,
                  "waiting": [asdict(t) for t in game.waiting] if game.waiting is not None else None}})
 
@@ -855,10 +878,7 @@ def restore(cfg, data, path, model, optimizers):
         for o, state in zip(optimizers, data["optimizers"]):
             o.load_state_dict(state)
         g = data["game"]
-        buffers = {k: selfplay.Buffer(cfg.buffer_size) for k in KINDS}
-        for kind, tasks in g["buffers"].items():
-            for t in tasks:
-                buffers[kind].add(Task(**t))
+        buffers = {k: deque((Task(**t) for t in g["buffers"][k]), cfg.buffer_size) for k in KINDS}
         waiting = [Task(**t) for t in g["waiting"]] if g["waiting"] is not None else None
         return Game(buffers, set(g["known"]), g["rollouts"], g["held_out"], waiting), data["step"], data["minutes"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -873,7 +893,7 @@ def leave(out):
     os._exit(128 + STOP["signal"])
 
 
-OPEN = []  # the folder's lock and the executor, to close on the way out
+OPEN = []  # the folder's lock, the executor and the logs, to close on the way out
 
 
 def self_play(cfg, model, ex, suite, banned, base_state, out):
@@ -887,17 +907,18 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
     else:                                             # seeding (section 3.3.1): no update, from the identity program
         game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
         for s in range(1, 200):
-            fewest = min(len(game.buffers[k].tasks) for k in cfg.kinds.split(","))
+            fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
             if fewest >= cfg.seed_tasks or cfg.proposer == "fixed":
                 break
             for r in propose(cfg, model, ex, game, banned, -s, random.Random(f"{cfg.seed}/seed/{s}"), cfg.tasks)[0]:
                 if r.task:
-                    game.buffers[r.kind].add(r.task)
-        print("seeded: " + ", ".join(f"{len(b.tasks)} {k}" for k, b in game.buffers.items()) + " tasks")
+                    game.buffers[r.kind].append(r.task)
+        print("seeded: " + ", ".join(f"{len(b)} {k}" for k, b in game.buffers.items()) + " tasks")
     labelled = fixed_set(cfg, ex, banned) if cfg.proposer == "fixed" else []
     log, start, small = Log(out, {"warmup": 10 ** 9, "selfplay": first}), time.time(), \
-        {key: tasks[:20] for key, tasks in suite.items()}
+        {key: tasks[:evaluation.SMALL] for key, tasks in suite.items()}
     samples = open(os.path.join(out, "samples.txt"), "a", encoding="utf-8", errors="replace")
+    OPEN.extend((log.file, samples))
 
     for step in range(first, cfg.steps):
         rng, t0, executing = random.Random(f"{cfg.seed}/{step}"), time.time(), 0.0
@@ -919,12 +940,13 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             solves, seconds = solve(cfg, model, ex, tasks, step)
         executing += seconds
         if cfg.previous_step:                         # the proposer is paid by estimates of its own
-            solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6)
+            estimates, seconds = solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6)
+            executing, game.rollouts = executing + seconds, game.rollouts + len(estimates)
         for r in proposals:
             r.reward = selfplay.propose_reward(r.verdict, r.task.rate if r.task else -1.0, cfg.proposer_reward,
                                                cfg.zero_reward)
             if r.task:
-                game.buffers[r.kind].add(r.task)
+                game.buffers[r.kind].append(r.task)
         game.rollouts += len(solves) + (len(proposals) if cfg.proposer in ("train", "frozen") else 0)
         t1 = time.time()
 
@@ -935,8 +957,9 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         if cfg.learner != "rl":
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
-            worth = {g for g in range(len(tasks)) if len({r.reward for r in solves[g * cfg.tries:][:cfg.tries]}) > 1}
-            used = [r for r in solves if r.group in worth or not cfg.skip_flat]
+            learnable = {g for g in range(len(tasks)) if len({r.reward for r in solves[g * cfg.tries:][:cfg.tries]}) > 1}
+            used = [r for i, r in enumerate(solves) if (r.group in learnable or not cfg.skip_flat)
+                    and i % cfg.tries < (cfg.learn_tries or cfg.tries)]
             used += proposals if cfg.proposer == "train" else []
             adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
@@ -952,7 +975,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         row = {"phase": "selfplay", "step": step, **measures(cfg, ex, proposals, solves, used, adv, stats),
                "rollouts": game.rollouts, "held_out": game.held_out, "minutes": spent + (t2 - start) / 60,
                "seconds": {"sample": t1 - t0 - executing, "execute": executing, "learn": t2 - t1},
-               "tokens_per_s": (sum(len(r.reply) for r in solves + proposals) + stats["cells"]) / (t2 - t0),
+               "tokens_per_s": (sum(len(r.reply) for r in solves + proposals) + stats["padded"]) / (t2 - t0),
                "memory_mb": memory_mb(cfg)}
         if step % cfg.show_every == 0:
             row["tasks"] = shown_tasks(proposals, solves, 4)
@@ -983,7 +1006,7 @@ def fixed_set(cfg, ex, banned):
     rng, kinds, labelled = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(","), []
     for kind in kinds:
         draws, wanted = generated(cfg, ex, rng, kind, cfg.fixed_tasks // len(kinds), banned)
-        made = selfplay.make_tasks(ex, wanted, -1, cfg.block_size - cfg.max_new)
+        made = selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new)
         labelled += [t if cfg.learner == "rl" else selfplay.gold(d, t, cfg.learner == "worked")
                      for d, (t, _) in zip(draws, made) if t]
     return [x for x in labelled if cfg.learner == "rl" or len(x[0]) + len(x[1]) <= cfg.block_size]
@@ -1001,14 +1024,14 @@ def imitate(cfg, model, optimizers, demos, rng):
     return total
 
 
-def run(cfg, args, out):
+def run(cfg, out):
     """One whole run in the folder `out`."""
     tune_allocator()
     if cfg.device == "cpu":
         network.THREADS = max(1, min(8, os.cpu_count() or 1))
         torch.set_num_threads(1)                      # our own threads each run whole chunks
     else:
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")   # TF32; eval.py does the same
     torch.manual_seed(cfg.seed)
     started = time.time()
     try:
@@ -1034,7 +1057,7 @@ def run(cfg, args, out):
                   "rollouts": game.rollouts}
         save(os.path.join(out, "eval.json"), json.dumps(record))
         evaluation.report(out)
-    evaluation.print_table(record["base"], record["final"], record.get("counts"), record.get("people"))
+    evaluation.print_result(record, model, cfg.max_new)
     print(f"\nwarm-up {warm_minutes:.1f} min, self-play {minutes:.1f} min and {game.rollouts:,} rollouts, "
           f"in all {(time.time() - started) / 60:.1f} min here; {game.held_out} proposals were held-out tasks, refused")
     print(f"report: {os.path.join(out, 'report.html')}")
@@ -1055,7 +1078,11 @@ def grid(cfg, args, argv):
             continue
         how = ["--resume", out] if os.path.exists(os.path.join(out, "config.json")) else \
             ["--out", out, "--ablation", name, "--seed", str(seed), *rest]
-        code = subprocess.run([sys.executable, os.path.abspath(__file__), *how]).returncode
+        row = subprocess.Popen([sys.executable, os.path.abspath(__file__), *how])
+        try:
+            code = row.wait()
+        except KeyboardInterrupt:                      # the terminal told the row as well: it saves, then ends
+            code = row.wait()
         if code:
             sys.exit(code)
 
@@ -1089,7 +1116,7 @@ def main(argv=None):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     try:
-        run(cfg, args, out)
+        run(cfg, out)
     except torch.OutOfMemoryError:
         fail(f"CUDA is out of memory: lower --tasks (now {cfg.tasks}) or --micro_tokens (now {cfg.micro_tokens}), "
              f"then --resume {out} with the new value in its config.json")

@@ -5,19 +5,19 @@ One network plays 2 roles x 3 kinds = 6 cells with rewards of different mean and
 
     A = (r - mean_cell) / std_cell                                                      (Eq. 8)
 
-so a cell where everything fails cannot drown one where some succeed. Then a plain policy gradient with a PPO clip
-(Eq. 9): no critic, no KL term, no reference model.
+so a reply is judged against its own cell's mean, however well the other cells do. Then a plain policy gradient with a
+PPO clip (Eq. 9): no critic, no KL term, no entropy bonus (the paper's is .001), no reference model.
 
 Where we differ from the paper and from the authors' code:
 1) Eq. 8 whitens over sequences, and so do we. The authors' code whitens over all TOKENS of a cell (veRL's
    masked_whiten), so long replies weigh more in mean and variance; pass lengths= for that form. `python trr.py` shows
    both.
 2) Eq. 9 averages over a sequence's tokens first (average="sequence"); the authors' code averages over all tokens of
-   the update (average="token").
-3) A cell of one reward, or of equal ones, gets exactly 0, never NaN and never a tiny deviation blown up (`floor`).
+   the update (average="token"). train.py's default is sequences for Eq. 8, tokens for Eq. 9.
+3) A cell of one reward, or of equal ones, gets exactly 0, never NaN; and `floor` bounds the divisor from below, so
+   that a cell of nearly equal rewards is not blown up.
 4) mode="group" is not in the paper: inside each cell, the mean over the tries of one task replaces the mean of the
-   cell. Tasks of unequal difficulty then no longer pass for good and bad replies. Proposals have no group and keep
-   their cell's.
+   cell, so how hard a task is no longer enters the advantage. Proposals have no group and keep their cell's.
 
 Try:  python trr.py            # a worked example to check by hand
 """
@@ -25,14 +25,12 @@ import torch
 
 
 def whiten(r, w, base, floor):
-    """(r - base) / std with weights w, all (N,). The std is about the weighted mean of r - base and carries Bessel's
-    factor; with a spread of 0 the result is 0."""
-    d = r - base
-    n, total = len(r), w.sum()
+    """(r - base - mean) / std, all (N,); mean and std are those of r - base where r[i] counts w[i] times (1, or the
+    reply's tokens), the std with Bessel's factor. With a spread of 0 the result is 0."""
+    d, total = r - base, w.sum()
     mean = (w * d).sum() / total
-    var = (w * (d - mean) ** 2).sum() / total * (n / max(1, n - 1))
-    std = var.sqrt()
-    if std < 1e-6:  # all equal: float noise over float noise would be a huge advantage about nothing
+    std = ((w * (d - mean) ** 2).sum() / (total - 1).clamp(min=1)).sqrt()
+    if std < 1e-6:  # all equal: to divide would only amplify rounding noise
         return torch.zeros_like(r)
     return (d - mean) / std.clamp(min=floor)
 
