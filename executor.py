@@ -9,15 +9,16 @@ The idea. What a program answers is truth for the whole system, so none of it ma
 
     trainer      moves text and compares strings; it never parses, evaluates or unpickles what a model wrote
       zygotes    small exec-ed interpreters, each with its own hash seed and address layout; they only fork and wait
-        child    compiles and runs a batch of plain programs, or one odd one, behind a kernel wall (seccomp, rlimits,
-                 Landlock): no file, socket, process or signal. Leaves lines in shared memory, and dies
+        child    compiles and runs a batch of plain programs, or one that could reach others, behind a kernel wall
+                 (seccomp, rlimits, Landlock): no file, socket, process, signal. Leaves lines in shared memory, and dies
 
-How a child died says what it could not (timeout, forbidden, crash). A value counts only if another zygote agrees.
+What a child cannot report is read from how it died (timeout, forbidden, crash). A value counts only if another zygote
+agrees.
 
 Where this differs from the paper (P) and from the authors' released code (C), and why:
- 1) C calls f twice in one process, blind to hash order, addresses and kept state; and took its "Non-deterministic"
-    failure for success. Here each run is in a process with another seed: two of them, four where a set or a hash is
-    in play (two elements agree by chance half the time).
+ 1) C calls f twice in one process, blind to hash order, addresses and kept state; and takes its "Non-deterministic"
+    failure for success. Here each run is in a process with another seed: two of them, four where a set, a hash or a
+    class is in play (two elements agree by chance half the time).
  2) C evaluates the solver's answer in the trainer. Here an answer is a literal, parsed in a child: literals().
  3) C and P compare with == inside the run, where an object whose __eq__ says True wins. Here only plain data comes
     out, as text that the trainer compares; expected outputs never go down. Result.key is type-strict (1, 1.0 and True
@@ -33,8 +34,9 @@ Where this differs from the paper (P) and from the authors' released code (C), a
 Covered: files, network, processes, signals, memory, endless loops (in C code, __repr__ and __del__ too), outputs too
 large, deep or cyclic, programs that spoil the next one, killed workers, a killed trainer.
 NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
-takes over its child can state any value of its own f, and read the texts it was sent with. A result that hangs on the
-recursion or memory limit is accepted. Total memory is up to 2 x workers x memory_mb. Without seccomp it refuses.
+takes over its child can state any value of its own f, and read the texts it was sent with. A result that depends on the
+recursion or memory limit is accepted; so, one time in eight, is one bit of a hash or an address. Total memory is up to
+2 x workers x memory_mb. Without seccomp it refuses.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
@@ -65,7 +67,7 @@ if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that on
     import threading
     from concurrent.futures import ThreadPoolExecutor
 
-PROGRAM_BYTES = 8192   # longer programs and inputs are "syntax": rambling must not buy compile time
+PROGRAM_BYTES = 8192   # longer programs and inputs are "syntax": bounds the time to compile
 INPUT_BYTES = 4096
 OUTPUT_CHARS = 8192    # longer outputs are "output", never cut
 DEPTH = 60             # nesting of an output; also what ends a cyclic one
@@ -99,6 +101,8 @@ def plain(x, mode, seen, depth=0):
     """The canonical text of x; mode is value, key or loose. `type(x) is`, not isinstance: __class__ can lie, and with
     exact types no code of the program runs here. seen collects the types met; its length is the work done."""
     kind = type(x)
+    if type(kind) is not type:     # a metaclass could answer the comparisons below
+        raise NotPlain
     seen.append(kind)
     if x is None or kind in (int, str, bytes, bool, float, complex):
         # 14000 bits are 4,200 digits: Python refuses to print more than 4,300
@@ -208,16 +212,16 @@ FORBIDDEN = set("""__subclasses__ __bases__ __base__ __mro__ mro __globals__ __b
 # What could reach a neighbour in the batch (classes, attributes of shared objects) gets a child of its own:
 OWN_CHILD = set("""type object super getattr setattr delattr vars locals register attrgetter methodcaller wraps abc enum
     update_wrapper total_ordering cached_property singledispatchmethod final no_type_check no_type_check_decorator
-    runtime_checkable override overload dataclass_transform dataclasses evaluate""".split())
+    runtime_checkable override overload dataclass_transform dataclasses evaluate obj""".split())
 op = opcode.opmap.get
 OWN_CHILD_OPS = {op("LOAD_BUILD_CLASS"), op("STORE_ATTR"), op("DELETE_ATTR"), op("MATCH_CLASS")}
 SET_OPS = {op("BUILD_SET"), op("SET_ADD"), op("SET_UPDATE")}
-SET_NAMES = set("set frozenset hash keys items".split())      # dict views make sets with & | ^ -
+SET_NAMES = set("set frozenset hash __hash__ keys items KeysView ItemsView".split())     # views make sets with & | ^ -
 
 
 def gate(code):
-    """-> lane (batch, own or forbidden), and whether order may come from a hash. Reads code objects, not text: these
-    show f-strings, decorators and every form of import, in 2 us; a syntax tree would cost 100."""
+    """-> lane (batch, own or forbidden), and whether the result may depend on a hash or an address. Reads code objects,
+    not text: these show f-strings, decorators and every form of import, in 2 us; a syntax tree would cost 100."""
     lane, sets, stack = "batch", False, [code]
     while stack:
         code = stack.pop()
@@ -225,11 +229,12 @@ def gate(code):
         tuples = [c for c in code.co_consts if type(c) is tuple] if op("MATCH_CLASS") in ops else []
         if not all(FORBIDDEN.isdisjoint(n) for n in [names, *tuples]):     # a class pattern keeps names in a tuple
             return "forbidden", False
-        if not OWN_CHILD_OPS.isdisjoint(ops) or not OWN_CHILD.isdisjoint(names) or "__" in "".join(names):
+        if not OWN_CHILD_OPS.isdisjoint(ops) or not OWN_CHILD.isdisjoint(names) or any(n[0] == "_" for n in names):
             lane = "own"
-        sets = sets or not SET_OPS.isdisjoint(ops) or not SET_NAMES.isdisjoint(names)
+        kinds = {type(c) for c in code.co_consts}      # `in {1, 2}` is compiled to a frozenset
+        sets = sets or frozenset in kinds or not SET_OPS.isdisjoint(ops) or not SET_NAMES.isdisjoint(names)
         stack += [c for c in code.co_consts if type(c) is types.CodeType]
-    return lane, sets
+    return lane, sets or lane == "own"                 # what has classes has addresses
 
 
 def refuse(*args, **kwargs):
@@ -238,12 +243,14 @@ def refuse(*args, **kwargs):
 
 def allowed_builtins():
     """The builtins a program sees. Its imports are copies of an allow-list's public names: the real modules hold `sys`
-    (re, typing, enum do) and tables (copy.dispatch_table), and would keep what a program sets on them."""
+    (re, typing, enum do), tables (copy.dispatch_table) and what they use themselves (typing.ABCMeta, functools.RLock),
+    and would keep what a program sets on them."""
     modules = {}
     for name in MODULES:
         real, modules[name] = importlib.import_module(name), types.ModuleType(name)
-        vars(modules[name]).update({k: v for k, v in vars(real).items() if not (
-            k.startswith("_") or k in HIDDEN or isinstance(v, (types.ModuleType, dict, list, set)))})
+        public = set(getattr(real, "__all__", vars(real))) - HIDDEN
+        vars(modules[name]).update({k: v for k, v in vars(real).items() if k in public and k[0] != "_"
+                                    and not isinstance(v, (types.ModuleType, dict, list, set))})
     modules["collections"].abc = modules["collections.abc"]
     real_getattr, attrgetter, methodcaller = getattr, modules["operator"].attrgetter, modules["operator"].methodcaller
 
@@ -262,7 +269,8 @@ def allowed_builtins():
 # ---------------------------------------------------------------------------------------------------------------------
 # In a child: one run, and a batch of them
 
-ERROR_NAMES = {id(e): n for n, e in vars(builtins).items() if isinstance(e, type) and issubclass(e, BaseException)}
+ERROR_NAMES = {id(e): e.__name__ for e in vars(builtins).values()
+               if isinstance(e, type) and issubclass(e, BaseException)}
 real_mro = type.__dict__["__mro__"].__get__     # a metaclass may lie about __mro__, __name__ and __hash__
 
 
@@ -302,14 +310,15 @@ def judge(program, args, space, own):
         f = space.get("f")
         return ("", *texts(f(*positional, **named))) if callable(f) else ("no_f", "", "", "")
     except BaseException as e:
-        if type(e) in (NotPlain, Forbidden):
+        if type(e) is NotPlain or type(e) is Forbidden:
             error = "output" if type(e) is NotPlain else "forbidden"
+        elif type(e) is MemoryError and not own:       # in a batch a neighbour's leftovers may be to blame
+            error = "own"
         elif stage == "parse":      # mostly SyntaxError; but the parser has ValueError (NUL), RecursionError and more
             error = "syntax"
         else:
             error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
-            if error == "MemoryError":     # in a batch a neighbour's leftovers may be to blame
-                error = "memory" if own else "own"
+            error = error if error != "MemoryError" else "memory" if own else "own"
         return error, "", "", ""
     finally:
         space.clear()               # f holds its globals, which hold f, and the collector is off
@@ -332,6 +341,7 @@ def child(jobs, own, area, space, timeout, raise_wall):
         signal.setitimer(signal.ITIMER_PROF, timeout)
         sets = args and ("{" in args or "set" in args)
         text = line(*judge(program, args, space, own), Last.sets or sets) + b"\n"
+        gc.collect(0)           # cycles, which would keep memory that the next program may want
         if end + len(text) > AREA:
             break
         area[end:end + len(text)] = text
@@ -396,8 +406,8 @@ def guard(memory_mb, wall):
     def raise_wall(cpu_seconds):
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds) + 2, int(cpu_seconds) + 3))     # if a timer fails
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-        if wall and (libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                     or libc.prctl(PR_SET_SECCOMP, 2, program[0], 0, 0)):
+        if sys.platform == "linux" and libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) \
+                or wall and libc.prctl(PR_SET_SECCOMP, 2, program[0], 0, 0):
             os._exit(9)       # no wall, no run
     return raise_wall
 
@@ -424,15 +434,15 @@ def wall_stands(raise_wall):
 # The zygote: forks children, watches the clock, reads their records. It never looks into a program.
 
 class Watch:
-    """What the zygote's clock looks at, once a second."""
-    pid, deadline, killed = 0, 0.0, False
+    """What the zygote's clock looks at, once a second: the child, how far it had come, and when that was."""
+    pid, done, since, start, killed = 0, b"", 0.0, 0.0, False
 
 
 def run_child(jobs, own, area, space, timeout, raise_wall):
     """-> the lines a child left, and how it ended: '' or an error."""
     area[:4] = bytes(4)
-    # Wall time, for a child that sleeps or got at its timer. Generous: a busy machine must not change a verdict.
-    Watch.deadline, Watch.killed = time.monotonic() + len(jobs) * (2 + 10 * timeout), False
+    Watch.done, Watch.killed, Watch.since = area[:4], False, time.monotonic()
+    Watch.start = Watch.since
     pid = os.fork()
     if not pid:
         try:
@@ -494,23 +504,34 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     """Runs as `python executor.py --zygote ...`. Reads a request whole before it answers, so the pipes cannot lock up.
     Ends when its request pipe closes or the trainer is gone."""
     space = {"__name__": "program", "__builtins__": allowed_builtins() if gated else builtins}
-    for encoding in "ascii latin-1 utf-16 utf-32 utf-8-sig cp1252 shift_jis gbk raw_unicode_escape".split():
+    for encoding in """ascii latin-1 utf-7 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be cp437 cp850
+                       cp1251 cp1252 iso8859-15 koi8-r shift_jis gbk unicode_escape raw_unicode_escape""".split():
         codecs.lookup(encoding)
+    sys.modules["program"] = types.ModuleType("program")     # where dataclasses looks for what annotations name
     importlib.import_module("unicodedata")     # the compiler wants it for names beyond ASCII
     for _ in range(20):     # the first compile in a process builds tables that otherwise each child would build again
         for sample in "def f(x):\n    return {k: [k] for k in x}", "class C: pass\ndef f(x): return 1 +":
             Last.program = None
             line(*judge(sample, "[1, -2.5, 'a', {1: (2,)}]", space, True))
 
+    area, requests, answers = mmap.mmap(-1, AREA), open(0, "rb"), open(1, "wb")
+    # Objects that stay, as many of each size as the hash seed says: addresses then differ below a page too
+    kept = [bytes(size) for size in range(0, 480, 16) for _ in range(hash(str(size)) % 64)]
+    # Wall time for one program, for a child that sleeps or got at its timer, and for a batch, for one that got at the
+    # records as well. Generous: a busy machine must not change a verdict
+    patience = 2 + 10 * timeout
+
     def tick(signum, frame):
         if os.getppid() != trainer:     # PDEATHSIG would do, but it fires when the *thread* that started us ends.
-            os._exit(0)                 # A child dies with us by its own PDEATHSIG, without a wall by its timer
-        if Watch.pid and time.monotonic() > Watch.deadline:
+            os._exit(0)                 # A child dies with us by its own PDEATHSIG
+        now = time.monotonic()
+        if area[:4] != Watch.done:
+            Watch.done, Watch.since = area[:4], now
+        if Watch.pid and (now > Watch.since + patience or now > Watch.start + 128 * patience):
             Watch.killed = True
             os.kill(Watch.pid, signal.SIGKILL)
     signal.signal(signal.SIGALRM, tick)
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
-    area, requests, answers = mmap.mmap(-1, AREA), open(0, "rb"), open(1, "wb")
     try:
         raise_wall = guard(memory_mb, wall)
         answer = "yes" if not wall or wall_stands(raise_wall) else "the filter does not hold"
@@ -557,7 +578,7 @@ class Executor:
         self.zygotes = [self.start(i) for i in range(max(len(SEEDS), 2 * self.workers))]
         self.free = set(range(len(self.zygotes)))
         self.changed = threading.Condition()     # guards free and the cache
-        self.lanes, self.caller = ThreadPoolExecutor(2 * self.workers), ThreadPoolExecutor(1)
+        self.lanes = ThreadPoolExecutor(2 * self.workers)
         for z in self.zygotes:
             try:
                 answer = receive(z.stdout).decode()
@@ -587,28 +608,20 @@ class Executor:
             z.kill()
             z.communicate()
         self.lanes.shutdown()
-        self.caller.shutdown()
-
-    def run(self, jobs, check=True):
-        """[(program, args), ...] -> [Result, ...], in order. check=False: one run, no test of determinism."""
-        return self.results(jobs, check)
 
     def literals(self, answers):
         """Canonicalise answers, each of which must be a literal as repr writes it."""
-        return self.results([(None, text) for text in answers], False)
+        return self.run([(None, text) for text in answers], False)
 
     def complexity(self, programs):
         """[(nodes of the syntax tree, cyclomatic number)], (0, 0) for what does not parse. Counted behind the wall too:
         no model text is parsed in this process."""
         found = [re.fullmatch(r"\((\d{1,9}), (\d{1,9})\)", r.value)
-                 for r in self.results([(program, None) for program in programs], False)]
+                 for r in self.run([(program, None) for program in programs], False)]
         return [tuple(map(int, m.groups())) if m else (0, 0) for m in found]
 
-    def submit(self, jobs, check=True):
-        """run() in the background, for sampling meanwhile: submit(jobs).result() is what run(jobs) returns."""
-        return self.caller.submit(self.run, jobs, check)
-
-    def results(self, jobs, check):
+    def run(self, jobs, check=True):
+        """[(program, args), ...] -> [Result, ...], in order. check=False: one run, no test of determinism."""
         if not self.zygotes:
             raise RuntimeError("executor: it is closed")
         keys, found = [], {None: Result(False, error="syntax")}
@@ -663,6 +676,8 @@ class Executor:
                 i = min(self.free - seen)
                 self.free.remove(i)
             try:
+                if not self.zygotes:
+                    raise EOFError
                 z = self.zygotes[i]
                 send(z.stdin, data)
                 lines = receive(z.stdout).split(b"\n")
@@ -692,7 +707,7 @@ def job_key(program, args, check):
         code, data = (program or "").encode(), (args or "").encode()
     except UnicodeEncodeError:     # a lone surrogate: no source file could hold it
         return None
-    if len(code) > PROGRAM_BYTES or len(data) > INPUT_BYTES:
+    if len(code) > PROGRAM_BYTES or len(data) > (INPUT_BYTES if program is not None else OUTPUT_CHARS):
         return None
     head = b"%d %d %d %d " % (check, program is None, args is None, len(code))
     return hashlib.blake2b(head + code + data, digest_size=16).digest()
@@ -723,11 +738,11 @@ def small_programs(n, seed=0):
 
 
 def bench(seconds=4.0, workers=None):
-    """-> programs a second, checked (two runs each or more) and unchecked, beside a fresh interpreter for each (the
-    usual way, one run); and the seconds for 1,000 programs of which 10 are endless, at the default limit."""
+    """-> programs a second, checked (two runs each or more), beside a fresh interpreter for each (the usual way, one
+    run); and the seconds for 1,000 programs of which 10 are endless, at the default limit."""
     def per_second(run, jobs, step=1000):
         start, done = time.perf_counter(), 0
-        while done < len(jobs) and time.perf_counter() - start < seconds / 4:
+        while done < len(jobs) and time.perf_counter() - start < seconds / 3:
             run(jobs[done:done + step])
             done += step
         return done / (time.perf_counter() - start)
@@ -741,13 +756,11 @@ def bench(seconds=4.0, workers=None):
     with Executor(workers) as ex:
         ex.run(small_programs(500, seed=2))
         checked = per_second(ex.run, jobs)
-        single = per_second(lambda part: ex.run(part, check=False), jobs)
         start = time.perf_counter()
         ex.run(mixed)
         endless = time.perf_counter() - start
     naive = per_second(fresh, jobs, step=5)
-    return {"checked_per_s": checked, "single_per_s": single, "fresh_process_per_s": naive, "ratio": checked / naive,
-            "endless_1pct_s": endless}
+    return {"checked_per_s": checked, "fresh_process_per_s": naive, "ratio": checked / naive, "endless_1pct_s": endless}
 
 
 def main():
@@ -768,8 +781,8 @@ def main():
         numbers = ex.literals(["1", "1.0", "True"])
         print("1, 1.0, True: keys", *(r.key for r in numbers), "- loose", *(r.loose for r in numbers))
     b = bench(1.6)
-    print(f"{b['checked_per_s']:,.0f} checked programs a second ({b['single_per_s']:,.0f} unchecked), "
-          f"{b['ratio']:.0f}x a fresh process each;\n1,000 programs with 1 % endless: {b['endless_1pct_s']:.2f} s")
+    print(f"{b['checked_per_s']:,.0f} checked programs a second, {b['ratio']:.0f}x a fresh process each;\n"
+          f"1,000 programs with 1 % endless: {b['endless_1pct_s']:.2f} s")
 
 
 if __name__ == "__main__":
