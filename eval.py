@@ -623,7 +623,7 @@ def run_tasks(model, ex, path, max_new, samples):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# --compare: one row a setting, whatever the seed; one table a start network, because gains over different ones say little
+# --compare: one row a setting, whatever the seed; one table a start network, for gains over different ones say little
 
 OWN = set("seed out command name ablation resume commit date machine note eval_every save_every show_every".split())
 
@@ -760,14 +760,14 @@ def compare_table(tables, brief=False):
             lines.append("| " + " | ".join(cells[:len(head)]) + " |")
         lines.append("")
     return "\n".join(lines + [
-        "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over seeds. Gain: "
-        "points over each", "run's own start model, with its 95 % interval over seeds (over tasks if one seed); depths "
-        "4-6: of pass@1. Minus: the", "difference to the table's first row on the same seeds, so from the same start "
-        "models, with its interval over seeds.", ""])
+        "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over seeds.",
+        "Gain: points over each run's own start model, with its 95 % interval over seeds (over tasks if one seed);",
+        "depths 4-6: of pass@1. Minus: the difference to the table's first row on the same seeds, so from the same",
+        "start models, with its interval over seeds.", ""])
 
 
 def compare(paths, out, keep=None):
-    """--compare: print the tables, write them to `out` as compare.md, .csv and .svg, and learning curves beside them."""
+    """--compare: print the tables; write compare.md, .csv and .svg to `out`, and the first row's curves.svg."""
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")

@@ -12,7 +12,7 @@ Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM
    Qwen3), with head_dim and the MLP width as separate fields, so that such weights could be loaded by renaming.
 2) The vocabulary is ours: 256 bytes, then Python pieces, then role tokens. tiktoken does the splitting, nothing is
    downloaded. With 50k tokens the head and the embedding would be 24 times larger than all layers together.
-3) Two additions of a few numbers each, both without effect at their start: `smear` lets an embedding carry a share of the
+3) Two additions of a few numbers each, both without effect at first: `smear` lets an embedding carry a share of the
    token before it (.07 nats after a minute of warm-up), `sharpness` scales the logits (what RL would change first).
 4) Log-probs are returned by the sampler itself and equal those of the training forward (test: 1e-3 in float32).
 
@@ -348,8 +348,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     goes to the next waiting row, so the batch stays full to the end, and prompts are dealt to `threads` threads
     (torch releases the interpreter lock inside an operation). On CUDA a decode step is one captured graph, and the
     host looks only now and then. Neither changes what is sampled: that is a function of the prompt, the row's
-    uniforms and the weights. dtype="bfloat16" runs the matrix products in it, as the training forward does: faster where
-    the hardware has them (bench), and with log-probs that agree with training's to about 0.05."""
+    uniforms and the weights. dtype="bfloat16" runs the matrix products in it, as the training forward does: faster
+    where the hardware has them (see --bench), and with log-probs that agree with training's to about 0.05."""
     _check(model, prompts, max_new_tokens)
     if not prompts:
         return [], []

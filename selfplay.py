@@ -332,7 +332,7 @@ LARGE_OPS = {  # the larger tier adds arithmetic, and blocks and loops, which ru
 }
 MAX_DEPTH = 6
 MAX_TRIES = 4        # of a demonstrated search
-CHOSEN = 3           # weight in the warm-up's loss of the few tokens that decide a search: candidates and verdicts
+DECISIVE = 3         # weight in the warm-up's loss of the few tokens that decide a search: candidates and verdicts
 
 
 def random_value(rng, kind, large=False):
@@ -379,7 +379,7 @@ def random_program(rng, depth, large=False):
     lines, words = [], []
     for k in range(depth):
         word, after, line = random_op(rng, kind, large)
-        if after == "int" and kind != "int" and k + 1 < depth and rng.random() < 0.7:  # an int ends most of the fun
+        if after == "int" and kind != "int" and k + 1 < depth and rng.random() < 0.7:  # few operations take an int
             word, after, line = random_op(rng, kind, large)
         lines.append(line)
         words.append(word)
@@ -480,8 +480,9 @@ def is_banned(program, inputs, banned):
 
 def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
     """One Draw for each depth asked for, as executed: a draw is redone until it runs on all its inputs, stays within
-    the length gate, each of its operations changes something on the first input, and its program or pair is not
-    banned (the held-out suite's). Returns (draws, hits): how many banned ones were thrown away."""
+    the length gate, no line stands twice, each operation changes something on the first input, inputs differ and
+    outputs are not all the same (where there are several), and neither program nor pair is banned (the held-out
+    suite's). Returns (draws, hits): how many banned ones were thrown away."""
     draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
     while todo:
         tried, jobs = [], []
@@ -518,9 +519,21 @@ def solver_depth(rng):
     return min(MAX_DEPTH, 1 + int(rng.expovariate(math.log(4))))
 
 
-def wrong_tries(rng):
-    """How many wrong tries a demonstrated search shows; MAX_TRIES of them end it without success."""
-    return rng.choices(range(MAX_TRIES + 1), (40, 25, 15, 10, 10))[0]
+def wrong_candidates(rng, kind, d, large=False, banned=frozenset()):
+    """[(program, input)] that stand for a solver's guesses on the way to the answer; those that turn out right are
+    dropped later. MAX_TRIES of them end a search without success. Held-out ones are left out like everywhere else."""
+    found = []
+    for _ in range(rng.choices(range(MAX_TRIES + 1), (40, 25, 15, 10, 10))[0] if kind != "deduction" else 0):
+        if kind == "abduction":      # inputs near the right one, and others of its type
+            value = near_miss(rng, d.value) if rng.random() < 0.6 else random_value(rng, d.type, large)
+            program, arg = d.program, repr(value)
+        else:                        # the program with one line drawn anew, run on the first shown input
+            lines, k = d.lines[:], rng.randrange(len(d.lines))
+            lines[k] = random_program(rng, 1, large)[0][0]
+            program, arg = join_program(lines), d.inputs[0]
+        if not is_banned(program, [arg], banned):
+            found.append((program, arg))
+    return found
 
 
 def search(failed, right, budget, rng, patience):
@@ -538,80 +551,81 @@ def search(failed, right, budget, rng, patience):
     for try_ in failed:
         if used + size(try_) > budget:
             break
-        parts += [TRY, *try_, (WRONG, CHOSEN)]
+        parts += [TRY, *try_, (WRONG, DECISIVE)]
         used += size(try_) + 2
         if rng.random() > patience:
             given_up = True
             break
     given_up = bool(parts) and (given_up or len(failed) == MAX_TRIES or used + size(right) > budget)
-    return (parts, True) if given_up else ([*parts, TRY, *right, (RIGHT, CHOSEN)], False)
+    return (parts, True) if given_up else ([*parts, TRY, *right, (RIGHT, DECISIVE)], False)
+
+
+SHARES = {("propose", "deduction"): 5, ("propose", "abduction"): 5, ("propose", "induction"): 5,   # of the warm-up's
+          ("solve", "deduction"): 28, ("solve", "abduction"): 27, ("solve", "induction"): 30}          # demonstrations
 
 
 def demonstrations(ex, rng, n, cfg, banned=frozenset()):
-    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, max_new, timid). Returns
-    (list, hits).
+    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, hasty, patience, timid,
+    max_new). Returns (list, hits): how many drawn programs were thrown away because they are the held-out suite's.
 
     The proposer's go to MAX_DEPTH, somewhat rarer (6:5:4:3:2:1), the solver's geometrically: the base can write far
     more than it can solve. A timid one has seldom seen more than one operation proposed, and must find out itself."""
-    cells = rng.choices(range(6), (5, 5, 5, 28, 27, 30), k=n)
+    cells = rng.choices(list(SHARES), SHARES.values(), k=n)
     deep = range(1, MAX_DEPTH + 1)
     weights = [10.0 ** -d for d in deep] if cfg.timid else deep[::-1]
-    depths = [rng.choices(deep, weights)[0] if c < 3 else solver_depth(rng) for c in cells]
-    single, hits1 = draw_programs(ex, rng, [d for d, c in zip(depths, cells) if c not in (2, 5)], 1, cfg.large, banned)
-    many, hits2 = draw_programs(ex, rng, [d for d, c in zip(depths, cells) if c in (2, 5)], cfg.n_inputs, cfg.large,
-                                banned)
-    pool = single[:]                                     # references for the proposer's prompts
-    rng.shuffle(pool)
-    single, many = iter(single), iter(many)
-    plans, jobs = [], []
-    for c in cells:
-        d = next(many if c in (2, 5) else single)
-        tries = []
-        if c == 4:      # abduction: inputs near the right one, and others of its type, stand for guesses that fail
-            tries = [(d.program, repr(near_miss(rng, d.value) if rng.random() < 0.6 else
-                                      random_value(rng, d.type, cfg.large))) for _ in range(wrong_tries(rng))]
-        elif c == 5:    # induction: the program with one line drawn anew, run on the first shown input
-            for _ in range(wrong_tries(rng)):
-                lines, k = d.lines[:], rng.randrange(len(d.lines))
-                lines[k] = random_program(rng, 1, cfg.large)[0][0]
-                tries.append((join_program(lines), d.inputs[0]))
-        plans.append((c, d, tries))
-        jobs += [(traced(p), i) for p, i in tries]
-    results = iter(ex.run(jobs, check=False))
-    demos, budget = [], int(0.7 * cfg.max_new)
-    for c, d, tries in plans:
-        steps, final = d.traces[0]
-        failed = []                                      # (candidate, its trace, its program) of tries that are wrong
-        for program, arg in tries:
-            trace = read_trace(program, next(results))
-            if trace is not None and trace[1] != final:
-                failed.append((arg, trace[0], program))
-        if c < 2:
-            refs = [p.task("deduction", rng) for p in rng.sample(pool, min(cfg.references, len(pool)))]
-            demos.append(demo(propose_prompt(KINDS[c], refs), PROGRAM, d.program, INPUT, d.inputs[0], END))
-        elif c == 2:
-            parts = [p for i in d.inputs for p in (INPUT, i)]
-            demos.append(demo(propose_prompt("induction", [d.task("induction", rng)]),
-                              *parts, MESSAGE, d.message(rng), END))
+    depths = [rng.choices(deep, weights)[0] if role == "propose" else solver_depth(rng) for role, _ in cells]
+    draws, hits = [None] * n, 0
+    for n_inputs in (1, cfg.n_inputs):                   # induction wants N inputs a program
+        mine = [i for i, (_, kind) in enumerate(cells) if (kind == "induction") == (n_inputs > 1)]
+        found, refused = draw_programs(ex, rng, [depths[i] for i in mine], n_inputs, cfg.large, banned)
+        hits += refused
+        for i, d in zip(mine, found):
+            draws[i] = d
+    pool = [d for d, (_, kind) in zip(draws, cells) if kind != "induction"]     # references of the proposer's prompts
+    guesses = [wrong_candidates(rng, kind, d, cfg.large, banned) if role == "solve" else []
+               for d, (role, kind) in zip(draws, cells)]
+    traces = iter(ex.run([(traced(program), arg) for mine in guesses for program, arg in mine], check=False))
+    demos = []
+    for d, (role, kind), mine in zip(draws, cells, guesses):
+        failed = [(program, arg, read_trace(program, next(traces))) for program, arg in mine]
+        if role == "solve":
+            failed = [(program, arg, t[0]) for program, arg, t in failed if t and t[1] != d.traces[0][1]]
+            demos.append(solver_demo(rng, kind, d, failed, cfg))
+        elif kind == "induction":
+            parts = [part for i in d.inputs for part in (INPUT, i)]
+            demos.append(demo(propose_prompt(kind, [d.task(kind, rng)]), *parts, MESSAGE, d.message(rng), END))
         else:
-            right = {3: final, 4: d.inputs[0], 5: d.program}[c]
-            if c == 3:
-                thought, answer = [think_trace(steps)], right
-            else:
-                as_try = abduction_try if c == 4 else induction_try
-                thought, given_up = search([as_try(arg, trace, False) for arg, trace, _ in failed],
-                                           as_try(d.inputs[0], steps, True), budget, rng, cfg.patience)
-                answer = (failed[thought.count(TRY) - 1][0 if c == 4 else 2], 0) if given_up else right
-            if not cfg.thoughts or c == 3 and rng.random() < cfg.hasty:
-                thought, answer = [], right
-            demos.append(demo(solve_prompt(d.task(KINDS[c - 3], rng)), *thought, ANSWER, answer, END))
-    return demos, hits1 + hits2
+            shown = [p.task("deduction", rng) for p in sample(pool, cfg.references, rng)]
+            demos.append(demo(propose_prompt(kind, shown), PROGRAM, d.program, INPUT, d.inputs[0], END))
+    return demos, hits
+
+
+def solver_demo(rng, kind, d, failed, cfg):
+    """A solver's reply to the task of a Draw: a thought, then the answer. failed: [(program, input, trace)], the wrong
+    tries that a search may show."""
+    steps, answer = d.traces[0][0], gold_answer(kind, d)
+    if not cfg.thoughts or kind == "deduction" and rng.random() < cfg.hasty:
+        thought = []
+    elif kind == "deduction":
+        thought = [think_trace(steps)]
+    else:
+        as_try = abduction_try if kind == "abduction" else induction_try
+        thought, given_up = search([as_try(arg, trace, False) for _, arg, trace in failed],
+                                   as_try(d.inputs[0], steps, True), int(0.7 * cfg.max_new), rng, cfg.patience)
+        if given_up:                                     # it answers with its last candidate, which is not imitated
+            program, arg, _ = failed[thought.count(TRY) - 1]
+            answer = (arg if kind == "abduction" else program, 0)
+    return demo(solve_prompt(d.task(kind, rng)), *thought, ANSWER, answer, END)
+
+
+def gold_answer(kind, d):
+    return d.traces[0][1] if kind == "deduction" else d.inputs[0] if kind == "abduction" else d.program
 
 
 def abduction_try(arg, steps, right):
     """Backwards from the wanted output to an input, then forwards to see what that gives. In a wrong try the way to the
     input is not imitated, only the check."""
-    return [(think_back(arg, steps), int(right)), (INPUT, CHOSEN), (arg, CHOSEN * right), think_trace(steps)]
+    return [(think_back(arg, steps), int(right)), (INPUT, DECISIVE), (arg, DECISIVE * right), think_trace(steps)]
 
 
 def induction_try(_, steps, right):
@@ -622,13 +636,12 @@ def induction_try(_, steps, right):
 
 def gold(draw, task, worked):
     """A labelled example (prompt, reply, weights) of a generated task: its gold answer, after a thought if `worked`."""
-    right = {"abduction": task.inputs[0], "induction": task.program}.get(task.kind, task.outputs[0])
-    steps, thought = draw.traces[0][0], []
+    right, steps, thought = gold_answer(task.kind, draw), draw.traces[0][0], []
     if worked and task.kind in OUTPUT_KINDS:
         thought = [think_trace(steps)]
     elif worked:
         as_try = abduction_try if task.kind == "abduction" else induction_try
-        thought = [TRY, *as_try(right, steps, True), (RIGHT, CHOSEN)]
+        thought = [TRY, *as_try(right, steps, True), (RIGHT, DECISIVE)]
     return demo(solve_prompt(task), *thought, ANSWER, right, END)
 
 

@@ -29,6 +29,7 @@ import unittest
 import unittest.mock
 import xml.etree.ElementTree
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -357,7 +358,7 @@ class TestGame(unittest.TestCase):
             self.assertEqual(mask[-1], 1, "the end token must be learnt")
             for i, t in enumerate(reply):                # verdicts weigh more, and what fails is never imitated
                 if t in (selfplay.RIGHT, selfplay.WRONG):
-                    self.assertEqual(mask[i], selfplay.CHOSEN)
+                    self.assertEqual(mask[i], selfplay.DECISIVE)
             if kind == "abduction" and reply.count(selfplay.WRONG):
                 self.assertEqual(mask[reply.index(selfplay.TRY) + 1], 0, decode(reply))
             if role == "propose":
@@ -555,6 +556,19 @@ class TestGame(unittest.TestCase):
         again, hits = selfplay.draw_programs(self.ex, random.Random(2), [1, 2] * 40, banned=banned)
         self.assertGreater(hits, 0)
         self.assertFalse(any(selfplay.is_banned(d.program, d.inputs, banned) for d in again))
+
+    def test_banned_never_demonstrated(self):
+        """Nor do the wrong tries of demonstrated searches hold any: neighbours of a program may be the suite's."""
+        draws, _ = selfplay.draw_programs(self.ex, random.Random(3), [1, 2] * 40, 4)
+        for kind, share in (("abduction", 0.02), ("induction", 0.02)):
+            free = [pair for d in draws for pair in selfplay.wrong_candidates(random.Random(d.program), kind, d)]
+            tasks = [Task(kind, p, [i], [], [], depth=p.count("\n") - 1) for p, i in free[::2]]
+            banned = selfplay.ban(tasks)
+            kept = [pair for d in draws for pair in selfplay.wrong_candidates(random.Random(d.program), kind, d, False,
+                                                                              banned)]
+            self.assertGreater(len(kept), share * len(free))
+            self.assertEqual(kept, [pair for pair in free if not selfplay.is_banned(pair[0], [pair[1]], banned)])
+            self.assertLess(len(kept), len(free))
 
 
 class TestLearning(unittest.TestCase):
@@ -986,6 +1000,10 @@ class ExecutorTest(unittest.TestCase):
             ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 1\ndef f(x):\n"
              "    return P(x) == P(x), repr(P(x))",
              "3"): "(True, 'P(x=3)')",
+            ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass T:\n    v: int\n"
+             "    left: 'T' = None\ndef f(x):\n    return T(x, T(x)).left.v", "3"): "3",
+            ("def f(s):\n    return s.encode('utf-16-le'), b'a\\\\n'.decode('unicode_escape')", "'a'"):
+                "(b'a\\x00', 'a\\n')",
             ("from enum import Enum\nclass C(Enum):\n    RED = 1\ndef f():\n    return C.RED.name, C(1).value",
              ""): "('RED', 1)",
             ("class V:\n    def __init__(self, x):\n        self.x = x\n    def __add__(self, o):\n"
@@ -1031,6 +1049,7 @@ class ExecutorTest(unittest.TestCase):
                  ("g = 1", "", "no_f"), ("f = 3", "", "no_f"), (body("return 1 / 0"), "", "ZeroDivisionError"),
                  (body("return {}[1]"), "", "KeyError"), (body("return undefined"), "", "NameError"),
                  (body("raise StopIteration"), "", "StopIteration"), (body("raise SystemExit"), "", "SystemExit"),
+                 (body("raise OSError"), "", "OSError"),
                  ("class E(ValueError): pass\ndef f(): raise E()", "", "ValueError"), ("1 / 0\ndef f(): return 1", "",
                                                                                        "ZeroDivisionError"),
                  ("def f(x): return x", "", "TypeError"), ("def f(): return 1", "2", "TypeError"),
@@ -1048,6 +1067,15 @@ class ExecutorTest(unittest.TestCase):
                 self.assertEqual(results[2 * i + 1].value, str(2 * i))
 
     # ---- exactness
+
+    def test_a_metaclass_cannot_pass_for_data(self):
+        """A class whose metaclass calls itself equal to everything is no data, and forges no error."""
+        head = ("class M(type):\n    def __eq__(c, o): return True\n    def __hash__(c): return 1\n"
+                "class Y(%s, metaclass=M):\n    def __repr__(s): return 'forged'\n    def __len__(s): return 0\n"
+                "    def is_integer(s): return False\ndef f(): %s")
+        self.errors([head % (base, "return " + out) for base in ("object", "int", "list", "dict", "str")
+                     for out in ("Y()", "[Y()]", "{1: Y()}")], allowed=["output"])
+        self.errors([head % ("ValueError", "raise Y()")], allowed=["ValueError"])
 
     def test_non_plain_outputs_are_refused(self):
         """Only exact plain data comes out: no subclass, no object that lies about its class, no cycle."""
@@ -1096,6 +1124,8 @@ class ExecutorTest(unittest.TestCase):
                     exact = va == vb and type(va) is type(vb) and {a, b} not in ({"0.0", "-0.0"}, {"{1.0: [True]}",
                                                                                                    "{1: [1]}"})
                     self.assertEqual(ra.key == rb.key, exact)
+        long = "'" + "a" * 7000 + "'"                          # as long as an output may be
+        self.assertEqual(self.ex.literals([long])[0].key, long)
         nan = self.ex.literals(["nan", "[nan]"])
         self.assertEqual([r.key for r in nan], ["nan", "[nan]"])
 
@@ -1115,7 +1145,7 @@ class ExecutorTest(unittest.TestCase):
                "1;2", "1\n2", "lambda: 1",
                "{**{}}", "*[1]", "f'{1}'", "1 if 1 else 2", "...", "'a' * 9", "set([1], 2)", "range(10 ** 9)", "{[]}",
                "(" * 300 + ")" * 300,
-               "-" * 3000 + "1", "[" * 3000, "9" * 4097, "'\ud800'", "1\0", "x := 1", "1)", "(yield)",
+               "-" * 3000 + "1", "[" * 3000, "9" * 4290, "'\ud800'", "1\0", "x := 1", "1)", "(yield)",
                "float('1' + '2')", "'a" ]
         for text, r in zip(bad, self.ex.literals(bad)):
             with self.subTest(text=text[:40]):
@@ -1198,6 +1228,8 @@ class ExecutorTest(unittest.TestCase):
         self.errors(programs, allowed=["nondeterministic"])
         self.errors(["def f(x): return list(x)", "def f(x): return x.pop(), 1"], "{'q', 'w'}",
                     allowed=["nondeterministic"])
+        self.errors([body(f"r = ''\nfor c in {{'{a}', '{b}'}}: r += c\nreturn r") for a, b in ("ab", "cd", "ef", "gh")],
+                    allowed=["nondeterministic"])            # compiled to a frozenset: no instruction makes a set
         self.errors([body("return id(1)"), "import time\ndef f(): return time.time()",
                      "import random\ndef f(): return random.random()",
                      "import uuid\ndef f(): return 1", "from os import urandom\ndef f(): return 1"],
@@ -1340,6 +1372,35 @@ class ExecutorTest(unittest.TestCase):
                     if program is witness:
                         self.assertEqual(r.value,
                                          f"(2.0, [('a', 2)], 1, [1, 2], False, ['a', 'a'], '0123456789', [1], {args})")
+
+    def test_reaching_across_a_batch(self):
+        """What a program reaches through format paths, private names or memory that it leaves behind changes no
+        neighbour's value, before it or after it."""
+        reach = "def f(x):\n    try: '{0.__globals__[%s].zzz}'.format(%s)\n    except AttributeError as e:\n        %s"
+        sequence = "from collections.abc import Sequence\ndef f(x): return isinstance(x, Sequence)"
+        small = "def f(x):\n    try: return len(bytearray(60 << 20)) + x\n    except MemoryError: return 'small'"
+        cases = [
+            (reach % ("__builtins__", "f", "e.obj['len'] = lambda s: 42"), "def f(x): return len(x)", "[1]", "1"),
+            ("import collections\n" + reach % ("_sys", "collections.namedtuple",
+                                               "e.obj.modules['__main__'].judge = lambda *a: ('', '9', '', '')"),
+             "def f(x): return x + 1", "1", "2"),
+            ("from collections.abc import Sequence\ndef f(x): Sequence._abc_registry_clear()", sequence, "'ab'",
+             "True"),
+            ("import typing\ndef f(x): typing.Sequence._abc_caches_clear()", sequence, "'ab'", "True"),
+            ("import re\ndef f(x): re.RegexFlag._value2member_map_[10] = re.RegexFlag(0)",
+             "import re\ndef f(x): return re.findall('^a', x, re.I | re.M)", "'a\\nA'", "['a', 'A']"),
+            ("import typing\nfrom collections.abc import Sequence\ndef f(x):\n    typing.ABCMeta('K', (Sequence,), "
+             "{'__subclasshook__': classmethod(lambda c, C: True)})", sequence, "5", "False"),
+            ("def f(x):\n    keep = []\n    keep.append(keep)\n    keep.append(bytearray(200 << 20))\n    return 1",
+             small, "3", str((60 << 20) + 3)),
+            ("def f(x):\n    keep, n = [], 1 << 27\n    keep.append(keep)\n    while n > 255:\n"
+             "        try: keep.append(bytes(n))\n        except MemoryError: n >>= 1\n    while True:\n"
+             "        try: keep.append([None, None])\n        except MemoryError: return 1",
+             "def f(x): return [x]", "1", "[1]")]
+        for attacker, victim, args, value in cases:
+            with self.subTest(attacker), Executor(workers=1, cache_mb=0) as ex:
+                jobs = [(attacker + f"\n#{i}", "0") if i % 2 else (victim + f"\n#{i}", args) for i in range(9)]
+                self.assertEqual({r.value for r in ex.run(jobs)[::2]}, {value})
 
     def test_same_answers_in_any_batch(self):
         """Alone, in batches, shuffled, and with other workers, the verdicts are the same."""
@@ -1519,7 +1580,7 @@ class LifeTest(unittest.TestCase):
             thread = threading.Thread(target=lambda: box.append(Executor(timeout=60)))
             thread.start()
             thread.join()
-            box[0].submit([("def f():\\n    while True: pass", "")])
+            threading.Thread(target=box[0].run, args=([("def f():\\n    while True: pass", "")],), daemon=True).start()
             print("up", flush=True)
             time.sleep(100)""")
         trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=HERE)
@@ -1540,8 +1601,8 @@ class LifeTest(unittest.TestCase):
         jobs = executor.small_programs(4000, seed=9)
         with Executor() as ex:
             expected = ex.run(jobs)
-        with Executor() as ex:
-            future, draw, kills = ex.submit(jobs), random.Random(0), 0
+        with Executor() as ex, ThreadPoolExecutor() as pool:
+            future, draw, kills = pool.submit(ex.run, jobs), random.Random(0), 0
             while not future.done():
                 zygotes = [z.pid for z in ex.zygotes]
                 victims = sorted(set(zygotes).union(*map(descendants, zygotes)))
@@ -1591,10 +1652,28 @@ class LifeTest(unittest.TestCase):
         with Executor(workers=1) as ex:
             threads = [threading.Thread(target=work, args=(n,)) for n in range(5)]
             [t.start() for t in threads]
-            handle = ex.submit([("def f(): return 'later'", "")])
             [t.join() for t in threads]
-            self.assertEqual(handle.result()[0], Result(True, "'later'", "'later'", "'later'"))
         self.assertEqual(wrong, [])
+
+    def test_closed_while_threads_run(self):
+        """close() while other threads wait for their answers: each gets them, or the RuntimeError that says so."""
+        ends = []
+
+        def work(n):
+            try:
+                for i in range(50):
+                    ex.run([(f"def f(x): return x * {n}", str(j)) for j in range(40 * i, 40 * i + 40)])
+                ends.append("done")
+            except Exception as e:
+                ends.append(type(e).__name__)
+        ex = Executor(workers=1)
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(12)]
+        [t.start() for t in threads]
+        time.sleep(0.2)
+        ex.close()
+        [t.join(20) for t in threads]
+        self.assertFalse(any(t.is_alive() for t in threads))
+        self.assertLessEqual(set(ends), {"done", "RuntimeError"})
 
     def test_refuses_without_a_wall(self):
         """Where the kernel refuses seccomp it says so and names the flag; unsafe=True runs and warns."""

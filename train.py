@@ -197,7 +197,7 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
 # what a base network depends on; runs that agree in these share it
 BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty",
                "patience", "timid", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references",
-               "n_inputs", "max_new", "suite_n", "dtype", "device")
+               "n_inputs", "max_new", "suite_n", "samples", "dtype", "device")
 
 
 TRUTH = {"1": True, "true": True, "0": False, "false": False}
@@ -274,8 +274,8 @@ def check(cfg):
              f"prompt, and at least {PROPOSAL + 128}, for a proposal")
     places = cfg.tasks * len(KINDS) // len(kinds)
     if cfg.proposals > places:
-        fail(f"--proposals {cfg.proposals} is more than the {places} tasks a kind that the solver tries in a step: lower "
-             "it, or raise --tasks (a task that nobody tries has no solve rate to pay its proposer by)")
+        fail(f"--proposals {cfg.proposals} is more than the {places} tasks a kind that the solver tries in a step: "
+             "lower it, or raise --tasks (a task that nobody tries has no solve rate to pay its proposer by)")
     for name in ("hasty", "patience", "lr_decay", "negative"):
         if not 0 <= getattr(cfg, name) <= 1:
             fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
@@ -462,13 +462,17 @@ def demo_loss(model, batch):
 
 
 def base_key(cfg):
-    """Name of a base network: a hash of the settings, the grammar and the vocabulary it comes from."""
-    s = selfplay
-    makers = (s.random_value, s.near_miss, s.random_op, s.random_program, s.draw_programs, s.solver_depth,
-              s.wrong_tries, s.search, s.think_trace, s.think_back, s.abduction_try, s.induction_try,
-              s.demonstrations)
-    text = repr([[getattr(cfg, k) for k in BASE_FIELDS], s.OPS, s.LARGE_OPS, s.CHOSEN, s.MAX_TRIES, network.PIECES,
-                 [inspect.getsource(f) for f in makers]])
+    """Name of a base network: a hash of all that it and its measures come from, settings, grammar, vocabulary and code.
+    What only self-play uses is left out, so that a change of it finds its base in the cache."""
+    s, e = selfplay, evaluation
+    code = (s.solve_prompt, s.propose_prompt, s.random_value, s.near_miss, s.random_op, s.random_program, s.traced,
+            s.read_trace, s.think_trace, s.think_back, s.demo, s.Draw, s.is_banned, s.ban, s.constant, s.draw_programs,
+            s.solver_depth, s.wrong_candidates, s.search, s.demonstrations, s.solver_demo, s.gold_answer,
+            s.abduction_try, s.induction_try, s.judge_answers, network.Block, network.GPT, make_optimizers, warm_up,
+            demo_batches, demo_loss, e.build_suite, e.attempt, e.evaluate, e.people_suite)
+    text = repr([[getattr(cfg, k) for k in BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
+                 s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, network.PIECES, network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
+                 [inspect.getsource(f) for f in code]])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -957,7 +961,8 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         if cfg.learner != "rl":
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
-            learnable = {g for g in range(len(tasks)) if len({r.reward for r in solves[g * cfg.tries:][:cfg.tries]}) > 1}
+            rewards = [{r.reward for r in solves[g * cfg.tries:][:cfg.tries]} for g in range(len(tasks))]
+            learnable = {g for g, mine in enumerate(rewards) if len(mine) > 1}
             used = [r for i, r in enumerate(solves) if (r.group in learnable or not cfg.skip_flat)
                     and i % cfg.tries < (cfg.learn_tries or cfg.tries)]
             used += proposals if cfg.proposer == "train" else []
