@@ -572,6 +572,7 @@ class Executor:
         self.settings = [str(s) for s in (timeout, memory_mb, int(gate), int(not unsafe), os.getpid())]
         self.cache, self.old_cache, self.cache_size, self.cache_limit = {}, {}, 0, cache_mb << 19
         self.replaced = 0     # zygotes that died and were started again
+        self.seconds = 0.0    # spent in run(), all in all
         if unsafe:
             print("executor: --unsafe_executor: NO KERNEL WALL; programs are held by rlimits and processes only",
                   file=sys.stderr, flush=True)
@@ -624,6 +625,7 @@ class Executor:
         """[(program, args), ...] -> [Result, ...], in order. check=False: one run, no test of determinism."""
         if not self.zygotes:
             raise RuntimeError("executor: it is closed")
+        start = time.monotonic()
         keys, found = [], {None: Result(False, error="syntax")}
         together = {}     # the inputs of one program side by side, to compile it once
         with self.changed:
@@ -648,6 +650,7 @@ class Executor:
                     self.cache_size += 400 + len(r.value) + len(r.key) + len(r.loose)
             if self.cache_size > self.cache_limit:     # two generations: the older half is dropped whole
                 self.old_cache, self.cache, self.cache_size = self.cache, {}, 0
+            self.seconds += time.monotonic() - start
         return [found[key] for key in keys]
 
     def settle(self, jobs, check):

@@ -17,7 +17,7 @@ Where we differ from the paper and from the authors' code:
    their solver trains on the tasks of the step before.
 2) A buffer keeps its newest entries; the authors' truncation keeps the oldest and then freezes.
 3) Novelty gate: a program that was proposed before is not valid, so that the proposer cannot live on one good task.
-4) Length gate (`length_fault`): else a proposer can make tasks hard by making them long; in an early prototype that
+4) Length gate (`fault`): else a proposer can make tasks hard by making them long; in an early prototype that
    habit leaked into induction, the solver's role that also writes programs, until it fell to zero.
 5) The n tries that estimate the solve rate are also the solver's training rollouts; the authors throw them away (80 %
    of what they generate) and sample again.
@@ -148,22 +148,16 @@ def parse_proposal(kind, reply, n_inputs):
 # Validity (paper section 3.3.3, Eq. 7): what may enter a buffer
 
 
-def length_fault(program, inputs, max_lines):
-    """'' or why a proposal is refused before it is run: the length gate."""
-    if program.count("\n") - 1 > max_lines or len(encode(program)) > MAX_PROGRAM:
+def fault(kind, program, inputs, message, max_lines):
+    """'' or why a proposal is refused before anything is run: the length gate (max_lines 0: off), a hidden input that
+    is also shown, or a message that is code."""
+    if max_lines and (program.count("\n") - 1 > max_lines or len(encode(program)) > MAX_PROGRAM):
         return "long program"
-    if max(len(encode(i)) for i in inputs) > MAX_VALUE:
+    if max_lines and max(len(encode(i)) for i in inputs) > MAX_VALUE:
         return "long input"
-    return ""
-
-
-def message_fault(kind, inputs, message):
-    """'' or why an induction proposal is refused: a hidden input that is also shown, or a message that is code."""
-    if kind != "induction":
-        return ""
-    if len(set(inputs)) < len(inputs):
+    if kind == "induction" and len(set(inputs)) < len(inputs):
         return "same inputs"
-    return "" if MESSAGE_TEXT.fullmatch(message) else "message"
+    return "message" if kind == "induction" and not MESSAGE_TEXT.fullmatch(message) else ""
 
 
 def constant(outputs):
@@ -360,12 +354,9 @@ def random_op(rng, kind, large=False):
     """(word, type after, line with its indentation)."""
     ops = OPS[kind] + (LARGE_OPS[kind] if large else [])
     word, after, expr = rng.choice(ops)
-    fill = {"{d}": lambda: str(rng.randint(1, 9 if large else 3)), "{s}": lambda: str(rng.randint(2, 4)),
-            "{m}": lambda: str(rng.randint(3, 9)), "{n}": lambda: str(rng.randint(10, 40)),
-            "{c}": lambda: rng.choice("abc"), "{e}": lambda: rng.choice("abcd")}
-    # each constant is drawn anew, except that a block's {c} means one letter throughout
-    letter = rng.choice("abc")
-    line = re.sub(r"\{[dsmnce]\}", lambda m: letter if m[0] == "{c}" else fill[m[0]](), expr)
+    fill = {"d": range(1, 10 if large else 4), "s": range(2, 5), "m": range(3, 10), "n": range(10, 41), "e": "abcd",
+            "c": rng.choice("abc")}  # each constant is drawn anew, except that {c} means one letter throughout
+    line = re.sub(r"\{([dsmnce])\}", lambda m: str(rng.choice(fill[m[1]])), expr)
     return word, after, line if line.startswith("\n") else "\n    x = " + line
 
 
@@ -650,45 +641,31 @@ def gold(draw, task, worked):
 
 def main():
     """One prompt, reply, parse and reward for each of the six role x kind cells, the replies from the generator."""
-    from types import SimpleNamespace
-    rng = random.Random(3)
-    cfg = SimpleNamespace(references=1, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=1.0, timid=False,
-                          max_new=160)
+    rng, n = random.Random(3), 4
     with Executor(workers=1) as ex:
-        demos, _ = demonstrations(ex, rng, 400, cfg)
-        for role in ROLES:
-            for kind in KINDS:
-                prompt, reply, _ = next(d for d in demos if d[0][0] == ID[f"<|{role}_{kind}|>"] and len(d[0]) < 60
-                                        and (role == "propose" or kind == "deduction" or d[1].count(TRY) == 2))
-                print("-" * 79 + f"\n{role} {kind}, {len(prompt)} + {len(reply)} tokens\n\nprompt  {decode(prompt)}"
-                      f"\n\nreply   {decode(reply)}\n")
-                if role == "solve":
-                    task = read_task(ex, kind, prompt)
-                    answer = parse_answer(reply)
-                    verdict, = judge_answers(ex, [task], [answer])
-                    print(f"parse   {answer!r}\nverdict {verdict}, reward {SOLVE_REWARD[verdict]:+.1f}")
-                    continue
-                program, inputs, message = parse_proposal(kind, reply, cfg.n_inputs)
-                program = program or decode(dict(sections(prompt))[PROGRAM])
-                fault = length_fault(program, inputs, MAX_DEPTH) or message_fault(kind, inputs, message)
-                (task, error), = make_tasks(ex, [(kind, program, inputs, message)])
-                verdict = fault or error or "valid"
-                print(f"parse   inputs {', '.join(inputs)}" + f" message {message!r}" * (kind == "induction"))
-                print(f"verdict {verdict}" + (f", outputs {', '.join(task.outputs)}" if task else ""))
-                print("reward  " + ", ".join(f"{propose_reward(verdict, r):+.2f}" for r in (0.0, 0.5, 0.875))
-                      + " at solve rates 0, 0.5, 0.875")
+        for kind in KINDS:
+            (draw,), _ = draw_programs(ex, rng, [2], n if kind == "induction" else 1)
+            (task, _), = make_tasks(ex, [(kind, draw.program, draw.inputs, draw.message(rng, 1.0))])
+            _, reply, _ = demo([], *(p for i in task.inputs for p in (INPUT, i)), MESSAGE, task.message, END) \
+                if kind == "induction" else demo([], PROGRAM, task.program, INPUT, task.inputs[0], END)
+            prompt = propose_prompt(kind, [draw_programs(ex, rng, [1])[0][0].task(kind, rng)] if kind != "induction"
+                                    else [task])
+            show("propose", kind, prompt, reply)
+            program, inputs, message = parse_proposal(kind, reply, n)
+            verdict = fault(kind, program or task.program, inputs, message, MAX_DEPTH) or "valid"
+            print(f"parse   inputs {', '.join(inputs)}" + f" message {message!r}" * (kind == "induction"))
+            print(f"verdict {verdict}, outputs {', '.join(task.outputs)}\nreward  " + ", ".join(
+                f"{propose_reward(verdict, r):+.2f}" for r in (0.0, 0.5, 0.875)) + " at solve rates 0, 0.5, 0.875")
+            prompt, reply, _ = gold(draw, task, worked=True)
+            show("solve", kind, prompt, reply)
+            answer = parse_answer(reply)
+            verdict, = judge_answers(ex, [task], [answer])
+            print(f"parse   {answer!r}\nverdict {verdict}, reward {SOLVE_REWARD[verdict]:+.1f}")
 
 
-def read_task(ex, kind, prompt):
-    """The task behind a generated solver prompt; for induction the shown pairs play the hidden half too."""
-    found = {}
-    for marker, ids in sections(prompt):
-        found.setdefault(marker, []).append(decode(ids))
-    if kind == "induction":
-        inputs = found[INPUT] * 2
-        return Task(kind, "", inputs, found[OUTPUT] * 2, [r.key for r in ex.literals(found[OUTPUT] * 2)])
-    output = found[OUTPUT][0] if kind == "abduction" else ex.run([(found[PROGRAM][0], found[INPUT][0])])[0].value
-    return Task(kind, found[PROGRAM][0], found.get(INPUT, [""]), [output], [ex.literals([output])[0].key])
+def show(role, kind, prompt, reply):
+    print("-" * 79 + f"\n{role} {kind}, {len(prompt)} + {len(reply)} tokens\n\nprompt  {decode(prompt)}\n\n"
+          f"reply   {decode(reply)}\n")
 
 
 if __name__ == "__main__":

@@ -489,11 +489,13 @@ class TestGame(unittest.TestCase):
         self.assertEqual([why for _, why in made], list(bad))
         self.assertTrue(all(task is None for task, _ in made))
         long = "def f(x):" + "\n    x = x" * 20 + "\n    return x"
-        self.assertEqual(selfplay.length_fault(long, ["1"], 6), "long program")
-        self.assertEqual(selfplay.length_fault("def f(x):\n    return x", ["1" * 99], 6), "long input")
-        self.assertEqual(selfplay.message_fault("induction", ["1", "1"], ""), "same inputs")
-        self.assertEqual(selfplay.message_fault("induction", ["1", "2"], "x + 1"), "message")
-        self.assertEqual(selfplay.message_fault("induction", ["1", "2"], " add double"), "")
+        short, fault = "def f(x):\n    return x", selfplay.fault
+        self.assertEqual(fault("deduction", long, ["1"], "", 6), "long program")
+        self.assertEqual(fault("deduction", short, ["1" * 99], "", 6), "long input")
+        self.assertEqual(fault("deduction", long, ["1" * 99], "", 0), "", "the length gate is off")
+        self.assertEqual(fault("induction", short, ["1", "1"], "", 6), "same inputs")
+        self.assertEqual(fault("induction", short, ["1", "2"], "x + 1", 6), "message")
+        self.assertEqual(fault("induction", short, ["1", "2"], " add double", 6), "")
 
     def test_without_the_validity_gate(self):
         """With the gate off a program that fails is a task with the output None, and None is its right answer."""
@@ -744,8 +746,8 @@ class TestTrain(unittest.TestCase):
             self.assertEqual(len(groups), 12)
 
     def test_resume_equals_no_interruption(self):
-        """Killed with SIGKILL at random moments and resumed, a run with 3 executor workers writes the figures of one
-        with 2 that was never disturbed."""
+        """Stopped with SIGTERM, then killed with SIGKILL, at random moments and resumed, a run with 3 executor workers
+        writes the figures of one with 2 that was never disturbed."""
         with tempfile.TemporaryDirectory() as tmp:
             done = call("--out", f"{tmp}/a/run", *TINY)
             self.assertEqual(done.returncode, 0, done.stderr)
@@ -757,7 +759,7 @@ class TestTrain(unittest.TestCase):
                     p.wait(rng.uniform(3, 8) if attempt < 4 else 100)
                     break
                 except subprocess.TimeoutExpired:
-                    p.kill()
+                    p.send_signal(signal.SIGKILL if attempt else signal.SIGTERM)
                     p.wait()
                     kills += 1
                 if os.path.exists(f"{tmp}/b/run/config.json"):
@@ -2149,8 +2151,7 @@ class TestLoading(unittest.TestCase):
                        {"gpt": {**gpt, "qk_norm": 1}}, {"model": {**state, name: state[name][:5]}},
                        {"model": {**state, name: state[name] * float("nan")}},
                        {"model": {**state, name: state[name].int()}},
-                       {"model": {**state, name: "x"}}, {"model": {**state, "more": state[name]}}, {"base": {}},
-                       {"model": {**state, name: torch.zeros(1).expand(state[name].shape)}}):
+                       {"model": {**state, name: "x"}}, {"model": {**state, "more": state[name]}}, {"base": {}}):
             save_run(self.folder, **change)
             self.refused()
         torch.save([1, 2], self.file)
@@ -2197,8 +2198,8 @@ class TestCompare(unittest.TestCase):
                      if line.startswith("|")][2:]
             self.assertEqual([row[:2] for row in table], [["full (lr=None)", "2"], ["full (lr=0.1)", "1"],
                                                           ["<img onerror=x>/", "1"]])
-            finals = [evaluation.mean_over(made_up_measure(s)["table"], "pass@1") for s in (0.5, 0.6)]
-            base = evaluation.mean_over(made_up_measure(0.4)["table"], "pass@1")
+            base, *finals = [evaluation.mean_at(made_up_measure(skill)["table"], "pass@1",
+                                                *evaluation.MEAN_CELLS["all"]) for skill in (0.4, 0.5, 0.6)]
             mean, std = 100 * np.mean(finals), 100 * np.std(finals, ddof=1)
             self.assertEqual(table[0][2], f"{mean:.1f} \u00b1 {std:.1f}")
             half = 12.71 * std / 2 ** 0.5                                  # Student's t with one degree of freedom

@@ -387,6 +387,12 @@ def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95, eps=1e-8, sharp_l
     return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0)] + adamw if muon else adamw
 
 
+def set_lr(optimizers, scale):
+    """The learning rates as a share of what they were set to at first."""
+    for g in (g for o in optimizers for g in o.param_groups):
+        g["lr"] = g.setdefault("peak", g["lr"]) * scale
+
+
 def buckets(lengths, tokens, multiple=8):
     """Indices in micro-batches of similar length, each of at most `tokens` padded tokens."""
     out, current = [], []
@@ -478,7 +484,7 @@ def base_key(cfg):
 
 def warm_up(cfg, model, ex, suite, people, banned, out):
     """Train the base, or fetch it from the cache. Returns (its measures, minutes it took). An interrupted warm-up goes
-    on where its last checkpoint stands, because chunk c of the demonstrations is a function of (seed, c)."""
+    on at the step where it was left, because chunk c of the demonstrations is a function of (seed, c)."""
     os.makedirs(os.path.join(os.path.dirname(out) or ".", "bases"), exist_ok=True)
     path = os.path.join(os.path.dirname(out) or ".", "bases", f"{base_key(cfg)}.pt")
     if os.path.exists(path):
@@ -487,7 +493,6 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
         print(f"base network from {path} ({data['minutes']:.1f} minutes when it was made)")
         return data["measured"], data["minutes"]
     optimizers = make_optimizers(model, True, cfg.warmup_lr, cfg.warmup_adam_lr)
-    rates = [g["lr"] for o in optimizers for g in o.param_groups]
     first, spent, part = 0, 0.0, os.path.join(out, "warmup.pt")   # in the run's folder: two runs may make one base
     if os.path.exists(part):
         data = load(part, ("model", "optimizers", "step", "seconds"))
@@ -497,10 +502,10 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
         first, spent = data["step"], data["seconds"]
         print(f"warm-up resumed at step {first}")
     log = Log(out, {"warmup": first})
-    chunk, start, tokens, hits = 50, time.time(), 0, 0
+    chunk, start, seconds, tokens, hits = 50, time.time(), spent, 0, 0
     for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
                      disable=None):
-        if step % chunk == 0:
+        if step % chunk == 0 or step == first:
             # read twice, in another order, because drawing takes time; drawn in the foreground: a thread of pure
             # Python fights the learners for the interpreter lock and wins nothing
             rng = random.Random(f"{cfg.seed}/demo/{step // chunk}")
@@ -512,25 +517,25 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
         tokens += sum(idx.numel() for idx, _, _ in batches)
         stats = accumulate(model, batches, demo_loss, cfg.dtype)
         progress = step / cfg.warmup_steps            # short rise, plateau, then down to a twentieth
-        scale = min(1, (step + 1) / 30) * (1 if progress < 0.5 else max(0.05, 2 * (1 - progress)))
-        for g, rate in zip((g for o in optimizers for g in o.param_groups), rates):
-            g["lr"] = rate * scale
+        set_lr(optimizers, min(1, (step + 1) / 30) * (1 if progress < 0.5 else max(0.05, 2 * (1 - progress))))
         for o in optimizers:
             o.step()
+        seconds = spent + time.time() - start
         if step % chunk == chunk - 1:
-            loss, seconds = float(sum(s["loss"] for s in stats)), spent + time.time() - start
+            loss = float(sum(s["loss"] for s in stats))
             if not math.isfinite(loss):
                 fail(f"the warm-up's loss is {loss} at step {step}: lower --warmup_lr (now {cfg.warmup_lr})")
             log.write({"phase": "warmup", "step": step, "loss": loss, "seconds": round(seconds, 1),
                        "tokens_per_s": round(tokens / (time.time() - start))})
-            if step % (5 * chunk) == 5 * chunk - 1 or STOP["signal"]:
+            if step % (5 * chunk) == 5 * chunk - 1:
                 tqdm.write(f"warm-up {step + 1:5d}/{cfg.warmup_steps} | loss {loss:.3f} | "
                            f"{tokens / (time.time() - start):,.0f} tokens/s | {seconds / 60:.1f} min")
-                save(part, {"version": 1, "model": model.state_dict(), "step": step + 1, "seconds": seconds,
-                            "optimizers": [o.state_dict() for o in optimizers]})
-            if STOP["signal"]:
-                leave(out)
-    minutes = (spent + time.time() - start) / 60
+        if step % (5 * chunk) == 5 * chunk - 1 or STOP["signal"]:
+            save(part, {"version": 1, "model": model.state_dict(), "step": step + 1, "seconds": seconds,
+                        "optimizers": [o.state_dict() for o in optimizers]})
+        if STOP["signal"]:
+            leave(out)
+    minutes = seconds / 60
     print(f"warm-up: {minutes:.1f} minutes; {hits} drawn programs were the held-out suite's and thrown away")
     start = time.time()
     measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples)
@@ -578,18 +583,17 @@ def generated(cfg, ex, rng, kind, count, banned):
     return draws, [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
 
 
+def draw_proposals(cfg, ex, rng, banned):
+    """The generator in the proposer's place: what propose() returns, without replies."""
+    wanted = [w for kind in cfg.kinds.split(",") for w in generated(cfg, ex, rng, kind, cfg.proposals, banned)[1]]
+    return [Rollout("propose", kind, [], [], [], task, verdict=why or "valid")
+            for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted))]
+
+
 def propose(cfg, model, ex, game, banned, step, rng, count):
-    """1) + 2) Sample `count` tasks a kind and verify them. Returns (proposals [Rollout], seconds in the executor).
-    A proposal's verdict is 'valid' or the reason it was refused; its task is None unless it is valid."""
+    """1) + 2) Sample `count` tasks a kind and verify them. Returns [Rollout]: the verdict is 'valid' or the reason why
+    it was refused, the task None unless it is valid."""
     kinds = cfg.kinds.split(",")
-    if cfg.proposer == "random":                     # the generator in the proposer's place
-        proposals, wanted = [], []
-        for kind in kinds:
-            wanted += generated(cfg, ex, rng, kind, count, banned)[1]
-        start = time.time()
-        for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted)):
-            proposals.append(Rollout("propose", kind, [], [], [], task, verdict=why or "valid"))
-        return proposals, time.time() - start
     prompts, sources = [], []
     for kind in kinds:
         for _ in range(count):
@@ -605,7 +609,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
             prompts.append(prompt)
             sources.append((kind, references))
     replies, logps = generate(model, prompts, PROPOSAL, seed=sample_seed(cfg, step, 0), dtype=cfg.dtype)
-    start, proposals, wanted, slots = time.time(), [], [], []
+    proposals, wanted, slots = [], [], []
     for (kind, references), prompt, reply, logp in zip(sources, prompts, replies, logps):
         r = Rollout("propose", kind, prompt, reply, logp, verdict="unparsable")
         proposals.append(r)
@@ -614,8 +618,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
             continue
         program, inputs, message = parsed
         program = references[0].program if kind == "induction" else program
-        r.verdict = (selfplay.length_fault(program, inputs, cfg.max_lines) if cfg.length_gate else "") \
-            or selfplay.message_fault(kind, inputs, message) \
+        r.verdict = selfplay.fault(kind, program, inputs, message, cfg.max_lines * cfg.length_gate) \
             or ("known" if cfg.novelty_gate and kind != "induction" and program in game.known else "") \
             or ("held out" if selfplay.is_banned(program, inputs, banned) else "")
         game.held_out += r.verdict == "held out"
@@ -627,7 +630,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
     for r, (task, why) in zip(slots, selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new,
                                                         cfg.validity_gate)):
         r.task, r.verdict = task, why or "valid"
-    return proposals, time.time() - start
+    return proposals
 
 
 def sample_seed(cfg, step, phase):
@@ -650,11 +653,10 @@ def choose_tasks(cfg, game, fresh, rng):
 
 
 def solve(cfg, model, ex, tasks, step):
-    """3) + 4) n tries of each task, verified. Returns (rollouts, seconds in the executor); sets each task's rate."""
+    """3) + 4) n tries of each task, verified and rewarded: [Rollout]. Sets each task's rate."""
     prompts = [selfplay.solve_prompt(t) for t in tasks]
     replies, logps = generate(model, prompts, cfg.max_new, tries=cfg.tries, seed=sample_seed(cfg, step, 1),
                               dtype=cfg.dtype)
-    start = time.time()
     rollouts = [Rollout("solve", tasks[g].kind, prompts[g], reply, logp, tasks[g], g, selfplay.parse_answer(reply))
                 for g, reply, logp in zip((i // cfg.tries for i in range(len(replies))), replies, logps)]
     for r, verdict in zip(rollouts, selfplay.judge_answers(ex, [r.task for r in rollouts],
@@ -663,7 +665,7 @@ def solve(cfg, model, ex, tasks, step):
     for g, task in enumerate(tasks):
         mine = rollouts[g * cfg.tries:(g + 1) * cfg.tries]
         task.rate = sum(r.verdict == "right" for r in mine) / cfg.tries
-    return rollouts, time.time() - start
+    return rollouts
 
 
 SHARED = 256  # tokens of a row that tries share: an update takes 1.3 s without, 0.9 s from 192 to 256, 1.0 s at 512
@@ -775,6 +777,7 @@ class Log:
                 if (at := evaluation.number(r, "step")) is not None and at < steps.get(str(r.get("phase")), 0)]
         save(path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = open(path, "a", encoding="utf-8")
+        OPEN.append(self.file)
 
     def write(self, row):
         self.file.write(json.dumps(row) + "\n")
@@ -900,6 +903,23 @@ def leave(out):
 OPEN = []  # the folder's lock, the executor and the logs, to close on the way out
 
 
+def seeded(cfg, model, ex, banned):
+    """Section 3.3.1: from the identity program alone, the model proposes until every buffer holds seed_tasks tasks (200
+    rounds at the most). Nothing is learnt."""
+    game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
+    for s in range(1, 200):
+        fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
+        if fewest >= cfg.seed_tasks or cfg.proposer == "fixed":
+            break
+        rng = random.Random(f"{cfg.seed}/seed/{s}")
+        for r in draw_proposals(cfg, ex, rng, banned) if cfg.proposer == "random" else \
+                propose(cfg, model, ex, game, banned, -s, rng, cfg.tasks):
+            if r.task:
+                game.buffers[r.kind].append(r.task)
+    print("seeded: " + ", ".join(f"{len(b)} {k}" for k, b in game.buffers.items()) + " tasks")
+    return game
+
+
 def self_play(cfg, model, ex, suite, banned, base_state, out):
     optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99, cfg.adam_eps,
                                  cfg.sharp_lr)
@@ -908,56 +928,43 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         data = load(path, ("config", "model", "optimizers", "game", "step", "minutes"))
         game, first, spent = restore(cfg, data, path, model, optimizers)
         print(f"resumed at step {first}")
-    else:                                             # seeding (section 3.3.1): no update, from the identity program
-        game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
-        for s in range(1, 200):
-            fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
-            if fewest >= cfg.seed_tasks or cfg.proposer == "fixed":
-                break
-            for r in propose(cfg, model, ex, game, banned, -s, random.Random(f"{cfg.seed}/seed/{s}"), cfg.tasks)[0]:
-                if r.task:
-                    game.buffers[r.kind].append(r.task)
-        print("seeded: " + ", ".join(f"{len(b)} {k}" for k, b in game.buffers.items()) + " tasks")
+    else:
+        game = seeded(cfg, model, ex, banned)
     labelled = fixed_set(cfg, ex, banned) if cfg.proposer == "fixed" else []
     log, start, small = Log(out, {"warmup": 10 ** 9, "selfplay": first}), time.time(), \
         {key: tasks[:evaluation.SMALL] for key, tasks in suite.items()}
     samples = open(os.path.join(out, "samples.txt"), "a", encoding="utf-8", errors="replace")
-    OPEN.extend((log.file, samples))
+    OPEN.append(samples)
 
     for step in range(first, cfg.steps):
-        rng, t0, executing = random.Random(f"{cfg.seed}/{step}"), time.time(), 0.0
+        rng, t0, executing = random.Random(f"{cfg.seed}/{step}"), time.time(), ex.seconds
 
         # 1) propose: the model writes tasks, looking at tasks of the buffers;  2) verify: run them, keep the valid
         if cfg.proposer == "fixed":
             proposals, tasks = [], rng.sample(labelled, min(len(labelled), cfg.tasks * len(KINDS)))
         else:
-            proposals, executing = propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
+            proposals = draw_proposals(cfg, ex, rng, banned) if cfg.proposer == "random" else \
+                propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
             fresh = [r.task for r in proposals if r.task]
             if cfg.previous_step:
                 fresh, game.waiting = game.waiting or [], fresh
             tasks = choose_tasks(cfg, game, fresh, rng)
 
         # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
-        if cfg.learner != "rl":
-            solves, seconds = [], 0.0
-        else:
-            solves, seconds = solve(cfg, model, ex, tasks, step)
-        executing += seconds
+        solves = solve(cfg, model, ex, tasks, step) if cfg.learner == "rl" else []
         if cfg.previous_step:                         # the proposer is paid by estimates of its own
-            estimates, seconds = solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6)
-            executing, game.rollouts = executing + seconds, game.rollouts + len(estimates)
+            game.rollouts += len(solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6))
         for r in proposals:
             r.reward = selfplay.propose_reward(r.verdict, r.task.rate if r.task else -1.0, cfg.proposer_reward,
                                                cfg.zero_reward)
             if r.task:
                 game.buffers[r.kind].append(r.task)
         game.rollouts += len(solves) + (len(proposals) if cfg.proposer in ("train", "frozen") else 0)
-        t1 = time.time()
+        t1, executing = time.time(), ex.seconds - executing
 
         # 5) learn: advantages by cell, one pass over packed rollouts
         rise, fall = (step + 1) / max(1, cfg.lr_warmup), (cfg.steps - step) / max(1, cfg.steps * cfg.lr_decay)
-        for g in (g for o in optimizers for g in o.param_groups):
-            g["lr"] = g.setdefault("peak", g["lr"]) * max(0.05, min(1.0, rise, fall))
+        set_lr(optimizers, max(0.05, min(1.0, rise, fall)))
         if cfg.learner != "rl":
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
