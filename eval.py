@@ -50,6 +50,10 @@ MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 i
 DEEP = range(4, 7)         # what the warm-up hardly showed
 SMALL = 20                 # tasks a kind and depth of the evaluations along a run
 METRICS = ("greedy", "pass@1", "pass@16")
+BASE_FIELDS = (  # of a run's config: what a start network depends on. Runs that agree in these share it
+    "seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty", "patience", "timid",
+    "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs", "max_new", "suite_n",
+    "samples", "dtype", "device")
 COMPARED = ("greedy", "pass@1", "pass@1 deep")  # gains that --compare gives an interval
 MISSING = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)  # in a torn or foreign table
 
@@ -633,7 +637,7 @@ def read_runs(paths):
         config = record["config"] if isinstance(record.get("config"), dict) else {}
         name, folder = config.get("name") or config.get("ablation"), os.path.basename(os.path.abspath(path))
         run = {"named": bool(name), "name": str(name or folder), "record": record, "file": folder,
-               "setting": {k: v for k, v in config.items() if k not in OWN},
+               "setting": {k: v for k, v in config.items() if k not in OWN and v},   # off: as if an old run lacked it
                "command": re.sub(r" --out \S+", "", str(config.get("command") or "")),
                "rollouts": number(record, "rollouts"), "minutes": number(record, "minutes")}
         for m in METRICS:
@@ -669,7 +673,6 @@ def group_runs(runs):
     gain is over its own base); with a lone seed it is the bootstrap over tasks, which says nothing of other seeds. Rows
     that share a name say how they differ. The first row of a list, `full` or one whose proposer learns, is what the
     others are set against, seed by seed."""
-    from train import BASE_FIELDS           # train imports this module; by now it is loaded, or can be
     groups, starts = {}, {}
     for run in runs:
         key = (run["name"] if run["named"] else "", json.dumps(run["setting"], sort_keys=True))
@@ -770,7 +773,8 @@ def compare(paths, out, keep=None):
     first = [r["record"] for r in rows[0]["runs"]]
     for name, content in (("compare.md", table), ("compare.csv", text.getvalue()), ("compare.svg", compare_svg(tables)),
                           ("curves.svg", curves_svg(first))):
-        write_text(os.path.join(out, name), content)
+        if content:
+            write_text(os.path.join(out, name), content)
     print(f"wrote {os.path.join(out, 'compare.md')}, .csv, .svg and curves.svg")
 
 
@@ -884,14 +888,15 @@ def standalone(wide, high, drawn):
 
 
 def curves_svg(records):
-    """Held-out accuracy along self-play, mean over the seeds; whiskers reach from the lowest seed to the highest."""
+    """Held-out accuracy along self-play, mean over the seeds; whiskers reach from the lowest seed to the highest. Empty
+    where no record has a curve."""
     def points_of(record, metric, kind):
         try:
             points = [(number(p, 0), number(p, 1)) for p in record["curve"][metric][kind]]
             return {x: y for x, y in points if None not in (x, y)}
         except MISSING:
             return {}
-    out, high = [], 20
+    out, high = [], 0
     for i, m in enumerate(METRICS[:2]):
         lines = []
         for j, k in enumerate(KINDS):
@@ -903,7 +908,7 @@ def curves_svg(records):
         drawn, size = plot(f"{m}, share right at depths 1-5", lines, "step of self-play", (0, 1))
         out.append(f'<g transform="translate({i * (WIDE + 10)})">{drawn}</g>')
         high = max(high, size)
-    return standalone(2 * WIDE + 10, high, "".join(out))
+    return standalone(2 * WIDE + 10, high, "".join(out)) if high else ""
 
 
 def compare_svg(tables):
@@ -1326,11 +1331,11 @@ def bench_device(cfg, tasks=256, size=8192):
         generate(model, prompts, STEPS, tries=8, stop=-1, dtype=cfg.dtype)
     sample()                                                                # captures the graph
     graph = work * rate(sample)
-    network._rooms.clear()
+    network._gpu_state.clear()
     captured, network._capture = network._capture, lambda step, z, room: step   # the same steps, launched one by one
     eager = work * rate(sample)
     network._capture = captured
-    network._rooms.clear()
+    network._gpu_state.clear()
     naive = 2 * STEPS * rate(lambda: generate_naive(model, prompts[:2], STEPS, stop=-1), 1)
     context = np.mean([len(p) for p in prompts]) + STEPS / 2
     values = 2 * c.n_layer * c.n_kv_head * c.head_dim * context             # cached for a row, on average
@@ -1374,21 +1379,23 @@ def bench(folder):
     p = executor.bench()
     library, uneven = s["library_tokens_per_s"], s["uneven_tokens_per_s"]
     print(f"{cores} cores, {cfg.dtype}, matrix products at {peak / 1e9:,.0f} GFLOP/s, {model.num_params():,} weights\n")
-    print(f"{'':22}{'fast':>12}{'naive':>12}{'ratio':>9}{'of peak':>9}")
-    print(f"{'sampled tokens/s':22}{fast:12,.0f}{naive:12,.0f}{s['ratio']:8.0f}x{s['share_of_peak']:9.1%}")
-    print(f"{'  rollouts/s (64 tok.)':22}{s['rollouts_per_s']:12,.0f}{naive / STEPS:12,.1f}")
-    if library:
-        beside = s["uneven_library_tokens_per_s"]
-        print(f"{'  transformers generate':22}{'':12}{library:12,.0f}{fast / library:8.1f}x")
-        print(f"{'  uneven, transformers':22}{uneven:12,.0f}{beside:12,.0f}{uneven / beside:8.1f}x")
-    print(f"{'learnt tokens/s':22}{learnt:12,.0f}{plain:12,.0f}{t['ratio']:8.1f}x{t['share_of_peak']:9.1%}")
-    print(f"{'checked programs/s':22}{p['checked_per_s']:12,.0f}{p['fresh_process_per_s']:12,.0f}{p['ratio']:8.0f}x")
+    print(f"{'':22}{'fast':>12}{'naive':>12}{'ratio':>9}{'of limit':>10}")
+    for name, fast_, naive_, share in (
+            ("sampled tokens/s", fast, naive, s["share_of_peak"]),
+            ("  rollouts/s", fast / STEPS, naive / STEPS, None), ("  beside transformers", fast, library, None),
+            ("  of uneven length", uneven, s["uneven_library_tokens_per_s"], None),
+            ("learnt tokens/s", learnt, plain, t["share_of_peak"]),
+            ("checked programs/s", p["checked_per_s"], p["fresh_process_per_s"], p["share_of_limit"])):
+        if naive_:                              # 0 where transformers is not installed
+            print(f"{name:22}{fast_:12,.0f}{naive_:12,.0f}{fast_ / naive_:8.1f}x"
+                  + (f"{share:10.1%}" if share is not None else ""))
     print("\nladder, tokens/s")
     for name, rate in sampling + learning:
         print(f"  {name:40}{rate:10,.0f}")
     print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n\n"
           "naive: sampling without a cache, one row at a time; learning in one padded float32 batch with all logits;\n"
-          f"a fresh interpreter for each program.\nuneven: replies of {s['uneven_mean_length']:.0f} tokens on average, "
+          "a fresh interpreter for each program. limit: the matrix peak; programs run bare, twice, on all cores.\n"
+          f"uneven: replies of {s['uneven_mean_length']:.0f} tokens on average, "
           f"{s['uneven_max_length']} at most, as in self-play.")
     gpu = None
     if torch.cuda.is_available():

@@ -356,7 +356,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     cuda = next(model.parameters()).device.type == "cuda"
     rows = rows or ((2048 if dtype == "bfloat16" else 512) if cuda else 384)
     threads = threads or (1 if cuda else THREADS)
-    model = _halved(model) if dtype == "bfloat16" else model
+    model = _bf16_copy(model) if dtype == "bfloat16" else model
     u = uniforms(len(prompts) * tries, max_new_tokens, seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours of like length: little padding
     if cuda:
@@ -387,15 +387,15 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
 THREADS = max(1, min(8, torch.get_num_threads()))  # sampler and learner threads on a CPU
 
 
-_twins = weakref.WeakKeyDictionary()  # network -> its twin with matrices in bfloat16
+_copies = weakref.WeakKeyDictionary()  # network -> its copy with matrices in bfloat16
 
 
-def _halved(model):
+def _bf16_copy(model):
     """The network with its matrices in bfloat16, up to date. Autocast keeps no casts under inference_mode: it would
     cast each matrix anew for each token."""
-    twin = _twins.get(model)
+    twin = _copies.get(model)
     if twin is None or twin.smear.device != model.smear.device:
-        twin = _twins[model] = copy.deepcopy(model)
+        twin = _copies[model] = copy.deepcopy(model)
         for m in twin.modules():
             if isinstance(m, nn.Linear):
                 m.weight = nn.Parameter(m.weight.bfloat16(), requires_grad=False)
@@ -480,7 +480,7 @@ def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop, rows):
     return ids, lps
 
 
-_rooms = {}  # id(model) -> its cache on the GPU, and the graphs that were captured over it; holds on to the model
+_gpu_state = {}  # id(model) -> its cache on the GPU, and the graphs that were captured over it; holds on to the model
 
 
 def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture=True):
@@ -492,17 +492,18 @@ def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture
     lens, logits = lens.repeat_interleave(tries), logits.repeat_interleave(tries, 0)
     n, P, c = len(lens), prefix.shape[4], model.config
     R, S = (-(-n // 256) * 256 if capture else n), min(c.block_size, -(-P // 64) * 64 + max_new)
-    room = _rooms.get(id(model)) if capture else None
+    room = _gpu_state.get(id(model)) if capture else None
     if room is None or room["cache"].shape[2] < R:               # graphs know addresses: a larger cache needs new ones
         room = None                                              # the old cache goes before the new one is made
         if capture:
-            _rooms.pop(id(model), None)
+            _gpu_state.pop(id(model), None)
         room = dict(model=model, graphs={}, cache=torch.zeros(
             c.n_layer, 2, R, c.n_kv_head, c.block_size, c.head_dim, dtype=prefix.dtype, device=device))
         if capture:
-            _rooms[id(model)] = room
+            _gpu_state[id(model)] = room
     key = (R, S, max_new, temperature)
     if key not in room["graphs"]:
+        # z: what the graph reads and writes, at addresses that stay
         z = dict(token=torch.zeros(R, dtype=torch.long, device=device),
                  before=torch.zeros(R, dtype=torch.long, device=device),
                  lens=torch.ones(R, dtype=torch.long, device=device), t=torch.zeros(1, dtype=torch.long, device=device),

@@ -146,7 +146,7 @@ class TestSampler(unittest.TestCase):
                 for row, full in zip(want, ids.tolist()):
                     self.assertEqual(row, full[:len(row)])
                 model.blocks[0].down.weight.mul_(-1.5)
-        self.assertEqual(len(network._rooms[id(model)]["graphs"]), 2)
+        self.assertEqual(len(network._gpu_state[id(model)]["graphs"]), 2)
 
     @unittest.skipUnless(torch.cuda.is_available(), "needs a GPU")
     def test_cuda_equals_cpu(self):
@@ -179,7 +179,7 @@ class TestSampler(unittest.TestCase):
         model, prompts = small_model(12), random_prompts(4, 12)
         for _ in range(2):
             twin = generate(model, prompts, 20, seed=3, dtype="bfloat16")
-            with unittest.mock.patch.object(network, "_halved", lambda m: m):
+            with unittest.mock.patch.object(network, "_bf16_copy", lambda m: m):
                 self.assertEqual(twin, generate(model, prompts, 20, seed=3, dtype="bfloat16"))
             torch.nn.init.normal_(model.blocks[0].down.weight, std=0.2)
 
@@ -2389,15 +2389,25 @@ class TestReport(unittest.TestCase):
 
 class TestReadme(unittest.TestCase):
     def test_results_are_the_records(self):
-        """The README's table of results, the CSV and the drawing are what --compare makes of the records kept."""
-        records = sorted(str(p) for p in pathlib.Path(HERE, "results", "grid").glob("*.json"))
-        with tempfile.TemporaryDirectory() as d:
-            self.assertEqual(call_eval("--compare", *records, "--out", d)[0], 0)
-            for name in COMPARE_FILES:
-                made = pathlib.Path(d, name).read_text(encoding="utf-8")
-                self.assertEqual(pathlib.Path(HERE, "results", name).read_text(encoding="utf-8"), made)
-            brief = evaluation.compare_table(evaluation.group_runs(evaluation.read_runs(records)), brief=True)
-            self.assertIn(brief, pathlib.Path(HERE, "README.md").read_text(encoding="utf-8"))
+        """The README's tables of results, and the tables, CSVs and drawings under results/, are what --compare makes of
+        the records kept there."""
+        readme = pathlib.Path(HERE, "README.md").read_text(encoding="utf-8")
+        for folder in ("full", "grid"):
+            records = sorted(str(p) for p in pathlib.Path(HERE, "results", folder).glob("*-s[0-9].json"))
+            with tempfile.TemporaryDirectory() as d:
+                self.assertEqual(call_eval("--compare", *records, "--out", d)[0], 0)
+                for name in os.listdir(d):
+                    made = pathlib.Path(d, name).read_text(encoding="utf-8")
+                    self.assertEqual(pathlib.Path(HERE, "results", folder, name).read_text(encoding="utf-8"), made)
+            runs = evaluation.read_runs(records)
+            if folder == "grid":
+                self.assertIn(evaluation.compare_table(evaluation.group_runs(runs), brief=True), readme)
+                continue
+            self.assertEqual(len(runs), 3)
+            for run in runs:
+                for m in ("pass@1", "greedy"):
+                    end, rise = 100 * run[m], 100 * run["gain " + m]
+                    self.assertIn(f"{end - rise:.1f} -> {end:.1f} | **{rise:+.1f}**", readme)
 
     def test_its_commands_parse(self):
         """Every flag in the README is one of train.py's or eval.py's, and with its value train.py takes it."""

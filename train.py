@@ -194,10 +194,6 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
            "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
            "depths": ("even", "rare"),
            "optimizer": ("adamw", "muon")}
-# what a base network depends on; runs that agree in these share it
-BASE_FIELDS = ("seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty",
-               "patience", "timid", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references",
-               "n_inputs", "max_new", "suite_n", "samples", "dtype", "device")
 
 
 TRUTH = {"1": True, "true": True, "0": False, "false": False}
@@ -476,7 +472,7 @@ def base_key(cfg):
             s.solver_depth, s.wrong_candidates, s.search, s.demonstrations, s.solver_demo, s.gold_answer,
             s.abduction_try, s.induction_try, s.judge_answers, network.Block, network.GPT, make_optimizers, warm_up,
             demo_batches, demo_loss, e.build_suite, e.attempt, e.evaluate, e.people_suite)
-    text = repr([[getattr(cfg, k) for k in BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
+    text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, network.PIECES, network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
                  [inspect.getsource(f) for f in code]])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
