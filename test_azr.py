@@ -804,6 +804,26 @@ class TestTrain(unittest.TestCase):
                 time.sleep(0.3)
                 self.assertFalse([pid for pid in workers if alive(pid)])
 
+    def test_grid_is_stopped_and_goes_on(self):
+        """Ctrl-C reaches the grid and its row: the row saves before both end, and the same command goes on with it."""
+        with tempfile.TemporaryDirectory() as tmp:
+            command = [sys.executable, os.path.join(HERE, "train.py"), "--ablation", "no_blame", "--seeds", "1",
+                       "--out", f"{tmp}/grid", *TINY, "--warmup_steps", "10", "--steps", "3", "--eval_every", "0"]
+            p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                 start_new_session=True)
+            for line in p.stdout:
+                if line.startswith("step    1/"):
+                    break
+            os.killpg(p.pid, signal.SIGINT)
+            rest, _ = p.communicate(timeout=60)
+            self.assertEqual(p.returncode, 130)
+            self.assertIn("--resume", rest)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+            self.assertIn("resumed at step", done.stdout)
+            with open(f"{tmp}/grid/no_blame-s1/config.json") as f:
+                self.assertEqual(json.load(f)["negative"], 0)
+            self.assertTrue(os.path.exists(f"{tmp}/grid/no_blame-s1/eval.json"))
+
     def ends(self, *args):
         """What train.main(args) says on stderr; it must end with exit code 2 and one line."""
         with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()) as err:
