@@ -1114,7 +1114,7 @@ def tiles(records, result):
             out.append((f"{100 * before:.1f} to {100 * after:.1f} %",
                         f"{m} on held-out tasks of depth 1-5: {100 * rise:+.1f} points{between}"))
     speeds = [v for r in records if (v := number(r, "tokens_per_s")) is not None]
-    for value, form, text in ((number(last, "step"), ",.0f", "last step of self-play"),
+    for value, form, text in (((number(last, "step") or 0) + 1 if last else None, ",.0f", "steps of self-play"),
                               (number(last, "rollouts"), ",.0f", "rollouts"),
                               (number(last, "minutes"), ".1f", "minutes of self-play"),
                               (sum(speeds) / len(speeds) if speeds else None, ",.0f", "tokens a second, mean")):
