@@ -1445,7 +1445,8 @@ def main(argv=None):
         fail("--device cuda: no CUDA here; leave --device out to use the CPU")
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)  # the sampler runs chunks on threads of its own
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, as in train.py
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as in train.py
     config, model, base = load_run(args.run, device)
     if config["max_new"] >= model.config.block_size:
         fail(f"{args.run}/config.json: max_new {config['max_new']} fills all {model.config.block_size} tokens")

@@ -462,7 +462,7 @@ def run_child(jobs, own, area, space, timeout, raise_wall):
 
 def serve(jobs, own, *how):
     """The lines of a request. What ends a batch is blamed on the program that ran then only once it has ended a child
-    of its own too (a timeout is its own for sure); the programs behind it go to a new child."""
+    of its own too (a timeout is always its own fault); the programs behind it go to a new child."""
     lines, alone, todo = [b""] * len(jobs), [], list(range(len(jobs)))
     if own:
         alone, todo = todo, []

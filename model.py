@@ -93,7 +93,7 @@ def _encode(text):
 
 def encode(text):
     """Text -> list of ids. Role tokens written out in the text stay plain characters: only our own code may place
-    them, else a proposed program could forge the end of a prompt. A lone surrogate becomes '?'-like bytes."""
+    them, else a proposed program could forge the end of a prompt. A lone surrogate becomes U+FFFD."""
     return list(_encode(text))
 
 
