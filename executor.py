@@ -35,8 +35,9 @@ Covered: files, network, processes, signals, memory, endless loops (in C code, _
 large, deep or cyclic, programs that spoil the next one, killed workers, a killed trainer.
 NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
 takes over its child can state any value of its own f, and read the texts it was sent with. A result that depends on the
-recursion or memory limit is accepted; so, one time in eight, is one bit of a hash or an address. Total memory is up to
-2 x workers x memory_mb. Without seccomp it refuses.
+recursion or memory limit is accepted; so, now and then, are a few low bits of an address or a hash, and always the
+order of a set of None or built-in types, which is that of this Python. Total memory is up to 2 x workers x memory_mb.
+Without seccomp it refuses.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
@@ -212,7 +213,7 @@ FORBIDDEN = set("""__subclasses__ __bases__ __base__ __mro__ mro __globals__ __b
 # What could reach a neighbour in the batch (classes, attributes of shared objects) gets a child of its own:
 OWN_CHILD = set("""type object super getattr setattr delattr vars locals register attrgetter methodcaller wraps abc enum
     update_wrapper total_ordering cached_property singledispatchmethod final no_type_check no_type_check_decorator
-    runtime_checkable override overload dataclass_transform dataclasses evaluate obj""".split())
+    runtime_checkable override overload dataclass_transform dataclasses evaluate obj Annotated""".split())
 op = opcode.opmap.get
 OWN_CHILD_OPS = {op("LOAD_BUILD_CLASS"), op("STORE_ATTR"), op("DELETE_ATTR"), op("MATCH_CLASS")}
 SET_OPS = {op("BUILD_SET"), op("SET_ADD"), op("SET_UPDATE")}
@@ -252,6 +253,7 @@ def allowed_builtins():
         vars(modules[name]).update({k: v for k, v in vars(real).items() if k in public and k[0] != "_"
                                     and not isinstance(v, (types.ModuleType, dict, list, set))})
     modules["collections"].abc = modules["collections.abc"]
+    modules["copy"].deepcopy.__defaults__ = None, object()     # was a list, which a class of the program's could get at
     real_getattr, attrgetter, methodcaller = getattr, modules["operator"].attrgetter, modules["operator"].methodcaller
 
     def checked(name):
@@ -282,6 +284,10 @@ def complexity(program):
     nodes = list(ast.walk(ast.parse(program)))
     return len(nodes), 1 + sum(len(n.values) - 1 if type(n) is ast.BoolOp else len(n.ifs) + 1
                                if type(n) is ast.comprehension else isinstance(n, DECISIONS) for n in nodes)
+
+
+# empties the caches that would keep one program's objects, or show them to the next
+FORGET = [importlib.import_module("re").purge, *importlib.import_module("typing")._cleanups]
 
 
 class Last:
@@ -322,6 +328,8 @@ def judge(program, args, space, own):
         return error, "", "", ""
     finally:
         space.clear()               # f holds its globals, which hold f, and the collector is off
+        for forget in FORGET:
+            forget()
 
 
 def line(error, value="", key="", loose="", sets=False):
@@ -339,7 +347,7 @@ def child(jobs, own, area, space, timeout, raise_wall):
     end = 4
     for program, args in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
-        sets = args and ("{" in args or "set" in args)
+        sets = args and any(word in args for word in ("{", "set", "hash", "keys", "items"))
         text = line(*judge(program, args, space, own), Last.sets or sets) + b"\n"
         gc.collect(0)           # cycles, which would keep memory that the next program may want
         if end + len(text) > AREA:
@@ -433,16 +441,22 @@ def wall_stands(raise_wall):
 # ---------------------------------------------------------------------------------------------------------------------
 # The zygote: forks children, watches the clock, reads their records. It never looks into a program.
 
+def patience(timeout):
+    """Wall seconds for one program, for a child that sleeps or got at its timer; a batch has as often as many, for one
+    that got at the records as well. Generous: a busy machine must not change a verdict."""
+    return 2 + 10 * timeout
+
+
 class Watch:
-    """What the zygote's clock looks at, once a second: the child, how far it had come, and when that was."""
-    pid, done, since, start, killed = 0, b"", 0.0, 0.0, False
+    """What the zygote's clock looks at, once a second: the child, how far it had come, since when, and its last end."""
+    pid, done, since, end, killed = 0, b"", 0.0, 0.0, False
 
 
 def run_child(jobs, own, area, space, timeout, raise_wall):
     """-> the lines a child left, and how it ended: '' or an error."""
     area[:4] = bytes(4)
     Watch.done, Watch.killed, Watch.since = area[:4], False, time.monotonic()
-    Watch.start = Watch.since
+    Watch.end = Watch.since + len(jobs) * patience(timeout)
     pid = os.fork()
     if not pid:
         try:
@@ -507,7 +521,11 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     for encoding in """ascii latin-1 utf-7 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be cp437 cp850
                        cp1251 cp1252 iso8859-15 koi8-r shift_jis gbk unicode_escape raw_unicode_escape""".split():
         codecs.lookup(encoding)
-    sys.modules["program"] = types.ModuleType("program")     # where dataclasses looks for what annotations name
+    # where dataclasses looks for what an annotation in quotes names; it wants the real ones
+    typing, dataclasses = importlib.import_module("typing"), importlib.import_module("dataclasses")
+    sys.modules["program"] = types.SimpleNamespace(
+        typing=typing, dataclasses=dataclasses, ClassVar=typing.ClassVar, InitVar=dataclasses.InitVar,
+        KW_ONLY=dataclasses.KW_ONLY)
     importlib.import_module("unicodedata")     # the compiler wants it for names beyond ASCII
     for _ in range(20):     # the first compile in a process builds tables that otherwise each child would build again
         for sample in "def f(x):\n    return {k: [k] for k in x}", "class C: pass\ndef f(x): return 1 +":
@@ -517,9 +535,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     area, requests, answers = mmap.mmap(-1, AREA), open(0, "rb"), open(1, "wb")
     # Objects that stay, as many of each size as the hash seed says: addresses then differ below a page too
     kept = [bytes(size) for size in range(0, 480, 16) for _ in range(hash(str(size)) % 64)]
-    # Wall time for one program, for a child that sleeps or got at its timer, and for a batch, for one that got at the
-    # records as well. Generous: a busy machine must not change a verdict
-    patience = 2 + 10 * timeout
+    kept += [types.FunctionType(zygote.__code__, {}) for _ in range(hash("f") % 64)]
 
     def tick(signum, frame):
         if os.getppid() != trainer:     # PDEATHSIG would do, but it fires when the *thread* that started us ends.
@@ -527,7 +543,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
         now = time.monotonic()
         if area[:4] != Watch.done:
             Watch.done, Watch.since = area[:4], now
-        if Watch.pid and (now > Watch.since + patience or now > Watch.start + 128 * patience):
+        if Watch.pid and (now > Watch.since + patience(timeout) or now > Watch.end):
             Watch.killed = True
             os.kill(Watch.pid, signal.SIGKILL)
     signal.signal(signal.SIGALRM, tick)
@@ -606,8 +622,7 @@ class Executor:
     def close(self):
         zygotes, self.zygotes = self.zygotes, []
         for z in zygotes:
-            z.kill()
-            z.communicate()
+            bury(z)
         self.lanes.shutdown()
 
     def literals(self, answers):
@@ -678,30 +693,41 @@ class Executor:
                     self.changed.wait()
                 i = min(self.free - seen)
                 self.free.remove(i)
+            zygotes = self.zygotes
             try:
-                if not self.zygotes:
+                if not zygotes:
                     raise EOFError
-                z = self.zygotes[i]
+                z = zygotes[i]
                 send(z.stdin, data)
                 lines = receive(z.stdout).split(b"\n")
                 seen.update(range(i % len(SEEDS), len(self.zygotes), len(SEEDS)))
                 return lines
-            except (EOFError, BrokenPipeError, ConnectionResetError):
+            except (EOFError, OSError, ValueError):     # it died, or its pipes did
                 if not self.zygotes:
                     raise RuntimeError("executor: closed while programs were running")
-                z.kill()
-                z.communicate()     # closes the pipes and waits
+                bury(z)
                 self.zygotes[i] = self.start(i)
                 self.replaced += 1
                 try:
                     receive(self.zygotes[i].stdout)     # its "yes"
                 except EOFError:
                     pass     # killed at birth: whoever asks it next will find out
+            except BaseException:     # half a conversation: nobody else may get this answer
+                z.kill()
+                raise
             finally:
                 with self.changed:
                     self.free.add(i)
                     self.changed.notify_all()
         return [b""] * len(jobs)
+
+
+def bury(z):
+    z.kill()
+    try:
+        z.communicate()     # closes the pipes and waits
+    except ValueError:
+        z.wait()            # its pipes are closed: it died before, and its successor could not be started
 
 
 def job_key(program, args, check):

@@ -1024,6 +1024,9 @@ class ExecutorTest(unittest.TestCase):
              "3"): "(True, 'P(x=3)')",
             ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass T:\n    v: int\n"
              "    left: 'T' = None\ndef f(x):\n    return T(x, T(x)).left.v", "3"): "3",
+            ("from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import ClassVar\n"
+             "@dataclass\nclass A:\n    n: ClassVar[int] = 0\n    x: int = 1\ndef f(v):\n    return A(v).x, A.n", "5"):
+                "(5, 0)",
             ("def f(s):\n    return s.encode('utf-16-le'), b'a\\\\n'.decode('unicode_escape')", "'a'"):
                 "(b'a\\x00', 'a\\n')",
             ("from enum import Enum\nclass C(Enum):\n    RED = 1\ndef f():\n    return C.RED.name, C(1).value",
@@ -1250,6 +1253,8 @@ class ExecutorTest(unittest.TestCase):
         self.errors(programs, allowed=["nondeterministic"])
         self.errors(["def f(x): return list(x)", "def f(x): return x.pop(), 1"], "{'q', 'w'}",
                     allowed=["nondeterministic"])
+        for arg in ("''.join(dict.fromkeys('%s').keys() & '%s')", "hash('%s') + hash('%s')"):     # in inputs too
+            self.errors(["def f(x): return x"], arg % ("abcd", "abcd"), allowed=["nondeterministic"])
         self.errors([body(f"r = ''\nfor c in {{'{a}', '{b}'}}: r += c\nreturn r") for a, b in ("ab", "cd", "ef", "gh")],
                     allowed=["nondeterministic"])            # compiled to a frozenset: no instruction makes a set
         self.errors([body("return id(1)"), "import time\ndef f(): return time.time()",
@@ -1418,11 +1423,28 @@ class ExecutorTest(unittest.TestCase):
             ("def f(x):\n    keep, n = [], 1 << 27\n    keep.append(keep)\n    while n > 255:\n"
              "        try: keep.append(bytes(n))\n        except MemoryError: n >>= 1\n    while True:\n"
              "        try: keep.append([None, None])\n        except MemoryError: return 1",
-             "def f(x): return [x]", "1", "[1]")]
+             "def f(x): return [x]", "1", "[1]"),
+            ("import typing\ndef f(x): return str(typing.Literal[((True,),)])",
+             "import typing\ndef f(x): return typing.get_args(typing.Literal[((1,),)])", "1", "((1,),)"),
+            ("import typing\ndef g():\n    try: yield\n    finally:\n        while 1: pass\ndef f(x):\n"
+             "    for _ in range(64):\n        h = g()\n        next(h)\n        typing.Optional[list[h]]",
+             "from typing import Optional\ndef f(x: Optional[int]): return x + 1", "1", "2"),
+            ("import re\ndef f(x): return bool(re.compile('a', 2).match('A'))",
+             "import re\ndef f(x):\n    try: return bool(re.match('a', x, 2.0))\n    except TypeError: return 'no'",
+             "'A'", "'no'"),
+            ("import copy\nfrom collections import namedtuple\nL = []\ndef f(x):\n"
+             "    try: copy.deepcopy(0.5, namedtuple('M', 'get')(lambda k, d: L.append(d)))\n"
+             "    except TypeError: pass\n    L[0].append(1)",
+             "import copy\nfrom collections import namedtuple\nL = []\ndef f(x):\n"
+             "    try: copy.deepcopy(0.5, namedtuple('M', 'get')(lambda k, d: L.append(d)))\n"
+             "    except TypeError: pass\n    return isinstance(L[0], list) and len(L[0]) > 0", "1", "False"),
+            ("import typing\ndef f(x): typing.Annotated[lambda: open, 'pwn']()",
+             "def f(x):\n    try: return '{0.__orig_class__}'.format(open)\n    except AttributeError: return 'none'",
+             "1", "'none'")]
         for attacker, victim, args, value in cases:
             with self.subTest(attacker), Executor(workers=1, cache_mb=0) as ex:
-                jobs = [(attacker + f"\n#{i}", "0") if i % 2 else (victim + f"\n#{i}", args) for i in range(9)]
-                self.assertEqual({r.value for r in ex.run(jobs)[::2]}, {value})
+                jobs = [(victim + f"\n#{i}", args) if i % 2 else (attacker + f"\n#{i}", "0") for i in range(9)]
+                self.assertEqual({r.value for r in ex.run(jobs)[1::2]}, {value})
 
     def test_same_answers_in_any_batch(self):
         """Alone, in batches, shuffled, and with other workers, the verdicts are the same."""
@@ -1639,6 +1661,11 @@ class LifeTest(unittest.TestCase):
             self.assertGreater(kills, 0)
             os.kill(ex.zygotes[0].pid, signal.SIGKILL)
             self.assertTrue(ex.run([("def f(): return 1234", "")])[0].ok)
+            [os.kill(z.pid, signal.SIGKILL) for z in ex.zygotes]
+            with unittest.mock.patch.object(ex, "start", side_effect=OSError("no more processes")):
+                with self.assertRaises(OSError):
+                    ex.run([("def f(): return 5678", "")])
+            self.assertTrue(ex.run([("def f(): return 5678", "")])[0].ok, "a start that failed is tried again")
             self.assertGreater(ex.replaced, 0)
 
     def test_descriptors_and_memory_stay_flat(self):
