@@ -1019,8 +1019,9 @@ def held_out(records, result, metric, kind):
     def at(end):
         try:
             cells = [result["counts"][end][kind][str(d)] for d in MEAN_DEPTHS]
-            share = float(np.mean([np.mean(c["greedy"][:SMALL]) if metric == "greedy" else
-                                   np.mean(c["right"][:SMALL]) / c["samples"] for c in cells]))
+            firsts = [(c["greedy"][:SMALL], 1) if metric == "greedy" else (c["right"][:SMALL], c["samples"])
+                      for c in cells]
+            share = sum(sum(first) / len(first) / most for first, most in firsts) / len(cells)
             return share if 0 <= share <= 1 else None
         except MISSING:
             return None

@@ -784,25 +784,28 @@ class TestTrain(unittest.TestCase):
     def test_signals(self):
         """Ctrl-C and SIGTERM finish the step, save, say how to go on and exit with 130 and 143; pressed twice, the run
         ends at once with its last checkpoint whole; no worker survives."""
-        for number, code, times in ((signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)):
-            with tempfile.TemporaryDirectory() as tmp:
-                p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), "--out", f"{tmp}/run", *TINY,
-                                      "--steps", "5000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-                for line in p.stdout:
-                    if line.startswith("step    2/"):     # the first step's checkpoint is written by then
-                        break
-                workers = descendants(p.pid)
+        scratch = tempfile.TemporaryDirectory()       # one for all, so that they share the base
+        self.addCleanup(scratch.cleanup)
+        for i, (number, code, times) in enumerate(((signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1),
+                                                   (signal.SIGINT, 130, 2))):
+            out = f"{scratch.name}/run{i}"
+            p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), "--out", out, *TINY, "--steps",
+                                  "5000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for line in p.stdout:
+                if line.startswith("step    2/"):     # the first step's checkpoint is written by then
+                    break
+            workers = descendants(p.pid)
+            p.send_signal(number)
+            if times == 2:
+                time.sleep(0.01)
                 p.send_signal(number)
-                if times == 2:
-                    time.sleep(0.01)
-                    p.send_signal(number)
-                rest, _ = p.communicate(timeout=60)
-                self.assertEqual(p.returncode, code)
-                if times == 1:
-                    self.assertIn(f"--resume {tmp}/run", rest)
-                train.load(f"{tmp}/run/ckpt.pt", ("model", "game", "step"))
-                time.sleep(0.3)
-                self.assertFalse([pid for pid in workers if alive(pid)])
+            rest, _ = p.communicate(timeout=60)
+            self.assertEqual(p.returncode, code)
+            if times == 1:
+                self.assertIn(f"--resume {out}", rest)
+            train.load(f"{out}/ckpt.pt", ("model", "game", "step"))
+            time.sleep(0.3)
+            self.assertFalse([pid for pid in workers if alive(pid)])
 
     def test_grid_is_stopped_and_goes_on(self):
         """Ctrl-C reaches the grid and its row: the row saves before both end, and the same command goes on with it."""
