@@ -516,11 +516,14 @@ def load_gpt(path, config, state):
         c = GPTConfig(**config)
         for f in fields(GPTConfig):
             value = getattr(c, f.name)
-            assert type(value) is f.type and 0 <= value <= 1e6, f"gpt.{f.name} is out of range"
+            most = 65536 if f.type is int else 1e9
+            assert type(value) is f.type and 0 <= value <= most, f"gpt.{f.name} is out of range"
         assert c.vocab_size == VOCAB_SIZE and c.n_layer <= 512, "another vocabulary or network"
         with torch.device("meta"):
             GPT(c).load_state_dict(state, assign=True)
-        assert all(t.is_floating_point() and t.isfinite().all() for t in state.values()), "a weight is not finite"
+        for t in state.values():        # contiguous: a few bytes expanded to a huge shape are not
+            assert t.layout == torch.strided and t.is_contiguous() and t.is_floating_point() and t.isfinite().all(), \
+                "a weight is strange or not finite"
         model = GPT(c)
         model.load_state_dict(state)
         return model.eval()
@@ -546,6 +549,9 @@ def load_run(path, device="cpu"):
     return config, model.to(device), base
 
 
+LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
+
+
 def read_tasks(ex, path):
     """[Task] of a file in CRUXEval's format, two a good line (deduction, abduction), and the number of bad lines.
 
@@ -560,7 +566,12 @@ def read_tasks(ex, path):
         print(f"{os.path.basename(path)} line {n}: {' '.join(why.split())[:160]}; skipped", file=sys.stderr)
     try:
         with open(path, "rb") as f:
-            for n, line in enumerate(f, 1):
+            for n, line in enumerate(iter(lambda: f.readline(LINE_LIMIT), b""), 1):
+                if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
+                    while line and not line.endswith(b"\n"):
+                        line = f.readline(LINE_LIMIT)
+                    refuse(n, f"longer than {LINE_LIMIT} bytes")
+                    continue
                 try:
                     row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
                 except (ValueError, RecursionError) as e:

@@ -324,7 +324,7 @@ def judge(program, args, space, own):
             error = "syntax"
         else:
             error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
-            error = error if error != "MemoryError" else "memory" if own else "own"
+            error = "memory" if error == "MemoryError" else error
         return error, "", "", ""
     finally:
         space.clear()               # f holds its globals, which hold f, and the collector is off

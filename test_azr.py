@@ -2201,7 +2201,8 @@ class TestLoading(unittest.TestCase):
                        {"gpt": {**gpt, "qk_norm": 1}}, {"model": {**state, name: state[name][:5]}},
                        {"model": {**state, name: state[name] * float("nan")}},
                        {"model": {**state, name: state[name].int()}},
-                       {"model": {**state, name: "x"}}, {"model": {**state, "more": state[name]}}, {"base": {}}):
+                       {"model": {**state, name: "x"}}, {"model": {**state, "more": state[name]}}, {"base": {}},
+                       {"model": {**state, name: torch.zeros(1).expand(state[name].shape)}}):
             save_run(self.folder, **change)
             self.refused()
         torch.save([1, 2], self.file)

@@ -589,6 +589,8 @@ def draw_proposals(cfg, ex, rng, banned):
 def propose(cfg, model, ex, game, banned, step, rng, count):
     """1) + 2) Sample `count` tasks a kind and verify them. Returns [Rollout]: the verdict is 'valid' or the reason why
     it was refused, the task None unless it is valid."""
+    if cfg.proposer == "random":
+        return draw_proposals(cfg, ex, rng, banned)
     kinds = cfg.kinds.split(",")
     prompts, sources = [], []
     for kind in kinds:
@@ -908,8 +910,7 @@ def seeded(cfg, model, ex, banned):
         if fewest >= cfg.seed_tasks or cfg.proposer == "fixed":
             break
         rng = random.Random(f"{cfg.seed}/seed/{s}")
-        for r in draw_proposals(cfg, ex, rng, banned) if cfg.proposer == "random" else \
-                propose(cfg, model, ex, game, banned, -s, rng, cfg.tasks):
+        for r in propose(cfg, model, ex, game, banned, -s, rng, cfg.tasks):
             if r.task:
                 game.buffers[r.kind].append(r.task)
     print("seeded: " + ", ".join(f"{len(b)} {k}" for k, b in game.buffers.items()) + " tasks")
@@ -939,8 +940,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         if cfg.proposer == "fixed":
             proposals, tasks = [], rng.sample(labelled, min(len(labelled), cfg.tasks * len(KINDS)))
         else:
-            proposals = draw_proposals(cfg, ex, rng, banned) if cfg.proposer == "random" else \
-                propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
+            proposals = propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
             fresh = [r.task for r in proposals if r.task]
             if cfg.previous_step:
                 fresh, game.waiting = game.waiting or [], fresh
