@@ -902,10 +902,10 @@ OPEN = []  # the folder's lock, the executor and the logs, to close on the way o
 
 
 def seeded(cfg, model, ex, banned):
-    """Section 3.3.1: from the identity program alone, the model proposes until every buffer holds seed_tasks tasks (200
+    """Section 3.3.1: from the identity program alone, the model proposes until every buffer holds seed_tasks tasks (50
     rounds at the most). Nothing is learnt."""
     game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
-    for s in range(1, 200):
+    for s in range(1, 51):
         fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
         if fewest >= cfg.seed_tasks or cfg.proposer == "fixed":
             break
