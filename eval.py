@@ -1405,7 +1405,7 @@ def bench(folder):
     for name, rate in sampling + learning:
         print(f"  {name:40}{rate:10,.0f}")
     print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n\n"
-          "naive: sampling without a cache, one row at a time; learning in one padded float32 batch with all logits;\n"
+          "naive: sampling without a cache, one row at a time; learning in padded float32 batches with all logits;\n"
           "a fresh interpreter for each program. limit: the matrix peak; programs run bare, twice, on all cores.\n"
           f"uneven: replies of {s['uneven_mean_length']:.0f} tokens on average, "
           f"{s['uneven_max_length']} at most, as in self-play.")

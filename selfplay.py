@@ -29,6 +29,8 @@ Where we differ from the paper and from the authors' code:
    an input and forwards to check it, induction writes it while running it. The paper's models think as they please.
 9) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading. Answers of deduction
    and abduction are literals; the authors' may be any expression.
+10) A proposal that parses and is not valid earns -0.5, as Eq. 6 has it for well-formed replies (the authors' code: -1).
+   An answer that is no literal, no input or no program at all counts as unparsable, -1 (the authors' code: as wrong).
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
 """
@@ -80,6 +82,7 @@ class Rollout:
     answer: str = None         # solve: the text after <|answer|>
     verdict: str = ""          # "right", "wrong", "valid", or why not
     reward: float = 0.0
+    known: bool = False        # propose: its program was proposed before, whether the novelty gate minds or not
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,8 +173,8 @@ def make_tasks(ex, wanted, max_prompt=None, gate=True):
 
     Every program runs on every input twice, in two processes with different hash seeds and address layouts (j = 2 of
     Eq. 7); the first input that fails names the reason. A task whose solver prompt is longer than max_prompt tokens is
-    refused. gate=False lets failures through with the output None, which is then the right answer to what fails: the
-    ablation that shows what the gate is for."""
+    refused. gate=False lets failures through with the output None, which is then the right answer to what fails (an
+    ablation)."""
     jobs = [(program, i) for _, program, inputs, _ in wanted for i in inputs]
     results = iter(ex.run(jobs))
     made = []

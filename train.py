@@ -21,6 +21,7 @@ Where we differ from the paper and from the authors' code:
 7) The learning rate rises and falls; no weight decay, no entropy bonus (paper: constant, .01, .001). The program of an
    induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
 8) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
+9) Sizes are a laptop's: K = 2 references, N = 6 inputs, 128 seed tasks a kind (paper: 6, 10, 256).
 
 Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
       python train.py --help   # every knob, with advice
@@ -105,7 +106,7 @@ class Config:
     novelty_gate: bool = True     # a program seen before is not valid
     length_gate: bool = True      # bounds lines and values of proposals
     max_lines: int = 6            # of a proposed program, between `def` and `return`
-    validity_gate: bool = True    # False: what fails to run enters the buffer with the output None, to see collapse
+    validity_gate: bool = True    # False: what fails to run enters the buffer, with the output None
     previous_step: bool = False   # True: solve the tasks of the step before, as the authors' code does
     # --- reward
     proposer_reward: str = "learnability"  # learnability (Eq. 4) | uncertainty | valid | none
@@ -616,8 +617,9 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
             continue
         program, inputs, message = parsed
         program = references[0].program if kind == "induction" else program
+        r.known = kind != "induction" and program in game.known
         r.verdict = selfplay.fault(kind, program, inputs, message, cfg.max_lines * cfg.length_gate) \
-            or ("known" if cfg.novelty_gate and kind != "induction" and program in game.known else "") \
+            or ("known" if cfg.novelty_gate and r.known else "") \
             or ("held out" if selfplay.is_banned(program, inputs, banned) else "")
         game.held_out += r.verdict == "held out"
         if not r.verdict:
@@ -803,8 +805,7 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     row["length"] = {c: mean(len(r.reply) for r in rs) for c, rs in cells.items()}
     row["verdicts"] = {c: dict(Counter(r.verdict for r in rs)) for c, rs in cells.items()}
     row["valid"] = {k: mean(r.verdict == "valid" for r in cells[f"propose/{k}"]) for k in kinds}
-    row["novel"] = {k: mean(r.verdict != "known" for r in cells[f"propose/{k}"] if r.verdict != "unparsable")
-                    for k in kinds}
+    row["novel"] = {k: mean(not r.known for r in cells[f"propose/{k}"] if r.verdict != "unparsable") for k in kinds}
     row["learnable"] = {k: mean(0 < t.rate < 1 for t in valid[k]) for k in kinds}
     row["rates"] = {k: [sum(round(t.rate * cfg.tries) == c for t in valid[k]) for c in range(cfg.tries + 1)]
                     for k in kinds}
