@@ -1343,11 +1343,11 @@ def bench_device(cfg, tasks=256, size=8192):
         generate(model, prompts, STEPS, tries=8, stop=-1, dtype=cfg.dtype)
     sample()                                                                # captures the graph
     graph = work * rate(sample)
-    network._gpu_state.clear()
-    captured, network._capture = network._capture, lambda step, z, room: step   # the same steps, launched one by one
+    network._rooms.clear()
+    captured, network._capture = network._capture, lambda step, z: step   # the same steps, launched one by one
     eager = work * rate(sample)
     network._capture = captured
-    network._gpu_state.clear()
+    network._rooms.clear()
     naive = 2 * STEPS * rate(lambda: generate_naive(model, prompts[:2], STEPS, stop=-1), 1)
     context = np.mean([len(p) for p in prompts]) + STEPS / 2
     values = 2 * c.n_layer * c.n_kv_head * c.head_dim * context             # cached for a row, on average

@@ -25,7 +25,8 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from types import SimpleNamespace
 
 import tiktoken
 import torch
@@ -173,7 +174,7 @@ class Block(nn.Module):
         B, KV, G, T, hd = q.shape
         if q.is_cuda and T > 1:
             return self.attend_fused(q, k, v, bias)
-        with torch.autocast(q.device.type, enabled=False):        # in the type of the cache, see _decode_cpu
+        with torch.autocast(q.device.type, enabled=False):        # in the type of the cache, see _decode
             att = torch.bmm(q.reshape(B * KV, G * T, hd), k.reshape(B * KV, -1, hd).transpose(1, 2))
             att = torch.add(bias, att.view(B, KV, G, T, -1).float(), alpha=hd ** -0.5)
             att = att.softmax(-1).to(v.dtype).view(B * KV, G * T, -1)
@@ -344,10 +345,10 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     max_new_tokens.
 
     How it is fast: each prompt is read once (prefill) and its cache copied to all its tries; then one decode step a
-    token over a static KV cache, where every row stands at a position of its own. On a CPU a finished row's place
-    goes to the next waiting row, so the batch stays full to the end, and prompts are dealt to `threads` threads
-    (torch releases the interpreter lock inside an operation). On CUDA a decode step is one captured graph, and the
-    host looks only now and then. Neither changes what is sampled: that is a function of the prompt, the row's
+    token over a static KV cache of `rows` places, where every row stands at a position of its own. A finished row's
+    place goes to the next waiting row, so the batch stays full to the end. On a CPU prompts are dealt to `threads`
+    threads (torch releases the interpreter lock inside an operation); on CUDA a decode step is one captured graph, and
+    the host looks only now and then. Neither changes what is sampled: that is a function of the prompt, the row's
     uniforms and the weights. dtype="bfloat16" runs the matrix products in it, as the training forward does: faster
     where the hardware has them (see --bench), and with log-probs that agree with training's to about 0.05."""
     _check(model, prompts, max_new_tokens)
@@ -360,8 +361,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     u = uniforms(len(prompts) * tries, max_new_tokens, seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours of like length: little padding
     if cuda:
-        size = max(1, rows // tries)
-        chunks = [order[i:i + size] for i in range(0, len(order), size)]
+        chunks = [order[i:i + 2048] for i in range(0, len(order), 2048)]   # bounds the memory of the prompts' caches
     else:
         chunks = [c for c in (order[k::threads] for k in range(threads)) if c]  # each gets its share of long ones
 
@@ -369,10 +369,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
         # both are thread-local, so each thread enters them
         with torch.inference_mode(), torch.autocast("cuda" if cuda else "cpu", torch.bfloat16, dtype == "bfloat16"):
             where = [i * tries + t for i in chunk for t in range(tries)]
-            mine = [prompts[i] for i in chunk]
-            if cuda:
-                return where, *_decode_static(model, mine, max_new_tokens, temperature, tries, u[where], stop)
-            return where, *_decode_cpu(model, mine, max_new_tokens, temperature, tries, u[where], stop, rows)
+            return where, *_decode(model, [prompts[i] for i in chunk], max_new_tokens, temperature, tries, u[where],
+                                   stop, rows, cuda)
 
     results = _pool(threads).map(work, chunks) if threads > 1 and len(chunks) > 1 else map(work, chunks)
     tokens, logps = [None] * len(u), [None] * len(u)
@@ -440,104 +438,94 @@ def _step(model, token, before, position, cache, S):
     return model.logits(x)[:, 0]
 
 
-def _decode_cpu(model, prompts, max_new, temperature, tries, u, stop, rows):
-    """Decode with at most `rows` places; whoever has ended makes room for the next waiting row."""
-    prefix, lens, first = _prefill(model, prompts)
-    N, P, c = len(lens) * tries, int(lens.max()), model.config
-    ids, lps = torch.full((N, max_new), PAD), torch.zeros(N, max_new)
-    R = min(rows, N)
-    # float32 also under bfloat16: a batched product over a strided bfloat16 cache would copy the cache every step
-    cache = torch.zeros(c.n_layer, 2, R, c.n_kv_head, P + max_new, c.head_dim)
-    row, waiting = torch.full((R,), -1), 0                        # place -> row of ids (-1: free); next row to start
-    t, token, before = torch.zeros(3, R, dtype=torch.long)
-    last = torch.tensor([p[-1] for p in prompts])
-    free = torch.ones(R, dtype=torch.bool)
-    for tick in range(N * max_new + 1):
-        if tick % 4 == 0 or len(row) < 32:                        # now and then: refilling and compacting copy caches
-            place = free.nonzero()[:, 0]
-            new = torch.arange(waiting, min(N, waiting + len(place)))
-            if len(new):
-                place, task = place[:len(new)], new // tries
-                cache[:, :, place, :, :P] = prefix[:, :, task].float()
-                pick0, logp0 = pick(first[task], u[new, 0], temperature)
-                ids[new, 0], lps[new, 0], token[place] = pick0, logp0, pick0
-                row[place], t[place], free[place] = new, 0, (pick0 == stop) | (max_new == 1)
-                before[place] = last[task]
-                waiting += len(new)
-            elif len(place) > 0.15 * len(row):                    # no row waits: drop those that ended
-                stay = (~free).nonzero()[:, 0]
-                if len(stay) == 0:
-                    break
-                cache = cache[:, :, stay]
-                row, t, free, token, before = row[stay], t[stay], free[stay], token[stay], before[stay]
-        position = lens[row // tries] + t                         # of the token that was just sampled
-        logits = _step(model, token, before, position, cache, int(position.max()) + 1)
-        t, before = (t + 1).clamp(max=max_new - 1), token
-        token, logp = pick(logits, u[row, t], temperature)
-        busy = ~free                                              # an ended row runs on until its place is taken
-        ids[row[busy], t[busy]], lps[row[busy], t[busy]] = token[busy], logp[busy]
-        free |= (token == stop) | (t == max_new - 1)
-    return ids, lps
+def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static):
+    """Decode with a fixed number of places; whoever has ended makes room for the next waiting row. Returns ids and
+    log-probs (N, max_new), N = len(prompts) * tries, on the CPU; behind a row's `stop` stands anything.
 
-
-_gpu_state = {}  # id(model) -> its cache on the GPU, and the graphs that were captured over it; holds on to the model
-
-
-def _decode_static(model, prompts, max_new, temperature, tries, u, stop, capture=True):
-    """Decode with shapes that never change, so that one CUDA graph serves every step of every chunk of this shape: a
-    tiny model is launch-bound, and a replay costs one launch. capture=False runs the same step eagerly (and on a CPU:
-    the test compares it with generate_naive)."""
+    static (CUDA): shapes and addresses never change, so that a step can be one captured graph: a tiny model is
+    launch-bound, and a replay is one launch. Else (CPU): places are dropped once no row waits for them."""
     device = next(model.parameters()).device
-    prefix, lens, logits = _prefill(model, prompts)
-    lens, logits = lens.repeat_interleave(tries), logits.repeat_interleave(tries, 0)
-    n, P, c = len(lens), prefix.shape[4], model.config
-    R, S = (-(-n // 256) * 256 if capture else n), min(c.block_size, -(-P // 64) * 64 + max_new)
-    room = _gpu_state.get(id(model)) if capture else None
-    if room is None or room["cache"].shape[2] < R:               # graphs know addresses: a larger cache needs new ones
-        room = None                                              # the old cache goes before the new one is made
-        if capture:
-            _gpu_state.pop(id(model), None)
-        room = dict(model=model, graphs={}, cache=torch.zeros(
-            c.n_layer, 2, R, c.n_kv_head, c.block_size, c.head_dim, dtype=prefix.dtype, device=device))
-        if capture:
-            _gpu_state[id(model)] = room
-    key = (R, S, max_new, temperature)
-    if key not in room["graphs"]:
-        # z: what the graph reads and writes, at addresses that stay
-        z = dict(token=torch.zeros(R, dtype=torch.long, device=device),
-                 before=torch.zeros(R, dtype=torch.long, device=device),
-                 lens=torch.ones(R, dtype=torch.long, device=device), t=torch.zeros(1, dtype=torch.long, device=device),
-                 u=torch.zeros(R, max_new, device=device), ids=torch.full((R, max_new), PAD, device=device),
-                 lps=torch.zeros(R, max_new, device=device), cache=room["cache"][:, :, :R])
+    prefix, lens, first = _prefill(model, prompts)
+    last = torch.tensor([p[-1] for p in prompts], device=device)
+    N, P, c = len(prompts) * tries, prefix.shape[4], model.config
+    ids, lps, u = torch.full((N, max_new), PAD), torch.zeros(N, max_new), u.to(device)
+    if static:
+        room = _rooms.setdefault(id(model), {})                   # a cache and its graphs serve all calls
+        z = room[places] = room.get(places) or _places(c, places, c.block_size, c.block_size, prefix.dtype, device)
+        z.model = model                                           # held, so that its id is not given to another
+    else:  # float32 also under bfloat16: a batched product over a strided bfloat16 cache would copy the cache each step
+        z = _places(c, min(places, N), P + max_new, max_new, torch.float32, device)
+    row, waiting = torch.full((len(z.t),), -1), 0                 # place -> row of ids (-1: free); next row to start
+    while True:
+        over = ((z.ids[:, :max_new] == stop).any(1) | (z.t >= max_new)).cpu() & (row >= 0)   # on CUDA a sync point
+        place = over.nonzero()[:, 0]
+        ids[row[place]], lps[row[place]] = z.ids[place, :max_new].cpu(), z.lps[place, :max_new].cpu()
+        row[place] = -1
+        free = (row < 0).nonzero()[:, 0]
+        new = torch.arange(waiting, min(N, waiting + len(free)))
+        waiting += len(new)
+        if len(new):
+            place = free[:len(new)]
+            row[place] = new
+            place, new, task = (x.to(device) for x in (place, new, new // tries))
+            for cache, one in zip(z.cache, prefix):               # a layer at a time: all at once would take 2 GB more
+                cache[:, place, :, :P] = one[:, task].to(cache.dtype)
+            token, logp = pick(first[task], u[new, 0], temperature)
+            z.token[place], z.before[place], z.lens[place], z.t[place] = token, last[task], lens[task], 1
+            z.ids[place], z.lps[place, 0] = PAD, logp
+            z.ids[place, 0], z.u[place, :max_new] = token, u[new]
+        elif len(free) == len(row):
+            return ids, lps
+        elif not static and len(free) > 0.15 * len(row):
+            stay = (row >= 0).nonzero()[:, 0]
+            row, z.cache = row[stay], z.cache[:, :, stay]
+            for name in ("token", "before", "lens", "t", "u", "ids", "lps"):
+                setattr(z, name, getattr(z, name)[stay])
+        ahead = 8 if static else 4 if len(row) > 32 else 1        # looking, refilling and dropping cost time
+        if static:
+            busy = (row >= 0).to(device)
+            S = min(c.block_size, -(-int((z.lens + z.t)[busy].max() + ahead) // 64) * 64)
+            if (S, max_new, temperature) not in z.graphs:
+                z.graphs[S, max_new, temperature] = _capture(partial(_advance, model, z, S, max_new, temperature), z)
+            step = z.graphs[S, max_new, temperature]
+        for _ in range(ahead):
+            step() if static else _advance(model, z, int((z.lens + z.t).max()), max_new, temperature)
 
-        def step():
-            out = _step(model, z["token"], z["before"], z["lens"] + z["t"], z["cache"], S)
-            z["t"] += 1
-            token, logp = pick(out, z["u"].gather(1, z["t"].expand(R, 1))[:, 0], temperature)
-            z["before"].copy_(z["token"]), z["token"].copy_(token)
-            z["ids"].index_copy_(1, z["t"], token[:, None])
-            z["lps"].index_copy_(1, z["t"], logp[:, None])
 
-        room["graphs"][key] = z, _capture(step, z, room) if capture and max_new > 4 else step
-    z, replay = room["graphs"][key]
-    for cache, one in zip(z["cache"], prefix):                   # a layer at a time: all at once would take 2 GB more
-        cache[:, :n, :, :P] = one.repeat_interleave(tries, 1)
-    z["lens"][:n], z["u"][:n] = lens, u.to(device)               # rows beyond n are filler
-    z["t"].zero_(), z["ids"].fill_(PAD)
-    token, logp = pick(logits, z["u"][:n, 0], temperature)
-    z["token"][:n], z["ids"][:n, 0], z["lps"][:n, 0] = token, token, logp
-    z["before"][:n] = torch.tensor([p[-1] for p in prompts], device=device).repeat_interleave(tries)
-    for t in range(1, max_new):
-        replay()
-        if t % 16 == 0 and bool((z["ids"][:n] == stop).any(1).all()):  # CPU-GPU sync point, one in 16 tokens
-            break
-    return z["ids"][:n].cpu(), z["lps"][:n].cpu()
+def _places(c, R, columns, longest, dtype, device):
+    """The state of R places, each a row that is being decoded."""
+    def zeros(*shape, of=torch.long):
+        return torch.zeros(*shape, dtype=of, device=device)
+    return SimpleNamespace(
+        cache=zeros(c.n_layer, 2, R, c.n_kv_head, columns, c.head_dim, of=dtype), graphs={},
+        token=zeros(R), before=zeros(R), lens=zeros(R) + 1,       # the last two tokens, and the prompt's length
+        t=zeros(R) + 1, ids=zeros(R, longest + 1),                # t tokens of the reply so far, which are these,
+        lps=zeros(R, longest + 1, of=torch.float), u=zeros(R, longest, of=torch.float))
 
 
-def _capture(step, z, room):
-    """One captured CUDA graph of `step`, tried against eager steps on the same state; on any difference or failure the
-    eager step is returned and the reason printed, so that a machine nobody tried still trains. The graphs of a room
-    share their scratch memory, for nothing in it outlives a replay."""
+def _advance(model, z, S, max_new, temperature):
+    """One token more in every place, in place. A row that is over runs on until its place is taken; beyond max_new its
+    tokens fall into a column that is not read."""
+    out = _step(model, z.token, z.before, z.lens + z.t - 1, z.cache, S)
+    token, logp = pick(out, z.u.gather(1, z.t.clamp(max=max_new - 1)[:, None])[:, 0], temperature)
+    z.before.copy_(z.token), z.token.copy_(token)
+    z.ids.scatter_(1, z.t[:, None], token[:, None]), z.lps.scatter_(1, z.t[:, None], logp[:, None])
+    z.t.add_(1).clamp_(max=max_new)
+
+
+_rooms = {}  # id(model) -> {places: its state on the GPU, with the graphs that were captured over it}
+
+
+def _capture(step, z):
+    """One captured CUDA graph of `step`, tried against eager steps from the same state; on any difference or failure
+    the eager step is returned and the reason printed, so that a machine nobody tried still trains. The state is left as
+    it was, but for columns of the cache that are written again before they are read."""
+    state = (z.token, z.before, z.t, z.ids, z.lps)
+    saved, results = [x.clone() for x in state], []
+
+    def rewind():
+        for x, old in zip(state, saved):
+            x.copy_(old)
     try:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -545,25 +533,25 @@ def _capture(step, z, room):
             for _ in range(2):                                    # warm up allocators, autotuners before the capture
                 step()
         torch.cuda.current_stream().wait_stream(side)
-        z["t"].zero_()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=room.setdefault("pool", torch.cuda.graph_pool_handle())):
+        z.pool = getattr(z, "pool", None) or torch.cuda.graph_pool_handle()    # shared: nothing in it outlives a replay
+        with torch.cuda.graph(graph, pool=z.pool):
             step()
-        results = []
-        z["u"].uniform_()
         for run in (step, graph.replay):
-            z["t"].zero_(), z["token"].fill_(1), z["before"].fill_(1), z["ids"].fill_(PAD), z["lps"].zero_()
-            for _ in range(min(3, z["ids"].shape[1] - 1)):
+            rewind()
+            for _ in range(3):
                 run()
-            results.append((z["ids"][:, 1:4].clone(), z["lps"][:, 1:4].clone()))
+            results.append((z.ids.clone(), z.lps.clone()))
         (a, la), (b, lb) = results
-        same = (a == b).float().mean().item()
-        if same < 0.99 or (la - lb)[a == b].abs().max().item() > 0.05:
-            raise RuntimeError(f"graph and eager steps agree on {same:.0%} of the tokens only")
+        same = (a == b).all(1)
+        if same.float().mean().item() < 0.97 or (la - lb)[same].abs().max().item() > 0.05:
+            raise RuntimeError(f"graph and eager steps agree in {same.float().mean().item():.0%} of the rows only")
         return graph.replay
     except Exception as error:  # whatever the driver or the capture objects to: slower is better than not at all
         print(f"CUDA graph not used, decoding eagerly: {type(error).__name__}: {error}", flush=True)
         return step
+    finally:
+        rewind()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
