@@ -439,7 +439,7 @@ def people_suite(ex, n_inputs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: a run's folder, and a stranger's
 
-NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 2, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
+NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
           "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536)}  # type, least, most
 
 
@@ -620,7 +620,7 @@ def run_tasks(model, ex, path, max_new, samples):
 # ---------------------------------------------------------------------------------------------------------------------
 # --compare: one row a setting, whatever the seed; one table a start network, for gains over different ones say little
 
-OWN = set("seed out command name ablation resume commit date machine note eval_every save_every show_every".split())
+OWN = set("seed command name commit date machine note eval_every save_every show_every".split())
 
 
 def read_record(path):
@@ -1447,10 +1447,11 @@ def main(argv=None):
         fail("give one of: RUN, --compare RUN ..., --report RUN, --bench; see --help")
     if args.tasks is not None and args.run is None:
         fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
+    out = args.out or ("results" if os.path.isdir("results") else ".")
     if args.bench:
-        return bench(args.out or ("results" if os.path.isdir("results") else "."))
+        return bench(out)
     if args.compare:
-        return compare(args.compare, args.out or ("results" if os.path.isdir("results") else "."), args.keep)
+        return compare(args.compare, out, args.keep)
     if args.report is not None:
         return print(report(args.report))
     if args.device == "cuda" and not torch.cuda.is_available():

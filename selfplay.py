@@ -43,7 +43,6 @@ from dataclasses import dataclass
 from executor import Executor
 from model import END, ID, KINDS, SPECIAL, decode, encode
 
-ROLES = ("propose", "solve")
 OUTPUT_KINDS = ("deduction",)  # of KINDS: asked for an output, so the answer is data and nothing has to be run
 PROGRAM, INPUT, OUTPUT, MESSAGE, THINK, TRY, RIGHT, WRONG, ANSWER = (
     ID[f"<|{name}|>"] for name in "program input output message think try right wrong answer".split())

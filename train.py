@@ -20,7 +20,8 @@ Where we differ from the paper and from the authors' code:
 6) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
 7) The learning rate rises and falls; no weight decay, no entropy bonus (paper: constant, .01, .001). The program of an
    induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
-8) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted.
+8) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted (bit for bit
+   on a CPU; on a GPU attention's backward pass adds in no fixed order).
 9) Sizes are a laptop's: K = 2 references, N = 6 inputs, 128 seed tasks a kind (paper: 6, 10, 256).
 
 Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
@@ -43,7 +44,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import torch
 from tqdm import tqdm
@@ -189,14 +190,14 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "timid_random": dict(TIMID, proposer="random", depths="rare"),
 }
 
+LEAST = {**dict.fromkeys(("seed", "lr_warmup", "references", "micro_tokens", "eval_every", "proposals", "seed_tasks",
+                          "learn_tries"), 0),      # of whole numbers; of the others 1
+         "tries": 2, "n_inputs": 3, "fixed_tasks": len(KINDS)}     # one try says nothing of how hard a task is
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
            "proposer": ("train", "frozen", "random", "fixed"), "learner": ("rl", "supervised", "worked"),
            "fill": ("learnable", "uniform"), "proposer_reward": ("learnability", "uncertainty", "valid", "none"),
            "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
-           "depths": ("even", "rare"),
-           "optimizer": ("adamw", "muon")}
-
-
+           "depths": ("even", "rare"), "optimizer": ("adamw", "muon")}
 TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -251,21 +252,21 @@ def check(cfg):
         value = getattr(cfg, f.name)
         if f.type is float and not (math.isfinite(value) and (value >= 0 or f.name == "zero_reward")):
             fail(f"--{f.name} must be a finite number, 0 or above, not {value}")
-        low = 0 if f.name in ("seed", "steps", "lr_warmup", "references", "micro_tokens", "eval_every", "proposals",
-                              "seed_tasks", "learn_tries") else 1
-        if f.type is int and value < low:
-            fail(f"--{f.name} must be at least {low}, not {value}")
+        if f.type is int and value < LEAST.get(f.name, 1):
+            fail(f"--{f.name} must be at least {LEAST.get(f.name, 1)}, not {value}")
     kinds = cfg.kinds.split(",")
     if not set(kinds) <= set(KINDS) or len(set(kinds)) != len(kinds):
         fail(f"--kinds {cfg.kinds!r}: a comma-separated choice of {', '.join(KINDS)}")
     if cfg.n_embd % cfg.n_head or (cfg.n_embd // cfg.n_head) % 2 or cfg.n_head % cfg.n_kv_head:
         fail("--n_embd must be a multiple of --n_head with an even quotient, and --n_head one of --n_kv_head")
-    if cfg.n_inputs < 2 or cfg.n_inputs > 10:
-        fail(f"--n_inputs must be between 2 and 10, not {cfg.n_inputs}: half are shown, half are hidden")
+    if cfg.n_inputs > 10:
+        fail(f"--n_inputs must be between 3 and 10, not {cfg.n_inputs}: half are shown, the others are hidden")
     if cfg.learn_tries > cfg.tries:
         fail(f"--learn_tries {cfg.learn_tries} is more than --tries {cfg.tries}")
-    if cfg.tries < 2:
-        fail("--tries must be at least 2: one try says nothing about how hard a task is")
+    if cfg.learn_tries == 1 and cfg.advantage == "group":
+        fail("--advantage group compares the tries of a task: with --learn_tries 1 there is nothing to compare")
+    if kinds == ["induction"] and cfg.proposer in ("train", "frozen"):
+        fail("--kinds induction: its proposer describes programs of the other kinds: add one, or --proposer random")
     if max(cfg.max_new, PROPOSAL + 28) + 100 > cfg.block_size:
         fail(f"--block_size {cfg.block_size}: must be at least 100 tokens more than --max_new {cfg.max_new}, for the "
              f"prompt, and at least {PROPOSAL + 128}, for a proposal")
@@ -344,6 +345,7 @@ def lock(folder):
     return handle
 
 
+OPEN = []  # the folder's lock, the executor and the logs, to close on the way out
 STOP = {"signal": 0}
 
 
@@ -416,11 +418,11 @@ def accumulate(model, batches, loss_fn, dtype):
     device = params[0].device.type
     threads = network.THREADS if device == "cpu" else 1
 
-    shares, load = [[] for _ in range(threads)], [0] * threads
+    shares, weight = [[] for _ in range(threads)], [0] * threads
     for batch in sorted(batches, key=lambda b: -b[0].numel()):    # largest first, to the thread with least to do
-        k = load.index(min(load))
+        k = weight.index(min(weight))
         shares[k].append(batch)
-        load[k] += batch[0].numel()
+        weight[k] += batch[0].numel()
 
     def work(k):
         grads, outs = None, []
@@ -465,8 +467,9 @@ def demo_loss(model, batch):
 
 
 def base_key(cfg):
-    """Name of a base network: a hash of all that it and its measures come from, settings, grammar, vocabulary and code.
-    What only self-play uses is left out, so that a change of it finds its base in the cache."""
+    """Name of a base network: a hash of what it and its measures come from, settings, grammar, vocabulary and the code
+    that is likely to change. What only self-play uses is left out, so that a change of it finds its base in the cache;
+    whoever changes rounding (the sampler, say) and wants a new base deletes the old one."""
     s, e = selfplay, evaluation
     code = (s.solve_prompt, s.propose_prompt, s.random_value, s.near_miss, s.random_op, s.random_program, s.traced,
             s.read_trace, s.think_trace, s.think_back, s.demo, s.Draw, s.is_banned, s.ban, s.constant, s.draw_programs,
@@ -563,10 +566,10 @@ def load_weights(model, weights, path):
 class Game:
     """What self-play carries from step to step, beside the weights."""
     buffers: dict                # kind -> deque of Task
-    known: set                   # programs that were proposed and passed the other gates: the novelty gate
+    known: set                   # programs proposed within the length gate, whether they ran or not: the novelty gate
     rollouts: int = 0            # sampled so far, seeding aside
     held_out: int = 0            # proposals refused because the held-out suite has them
-    waiting: list = None         # previous_step: the valid tasks that the next step will solve
+    waiting: dict = field(default_factory=dict)  # previous_step: kind -> how many of its newest the next step solves
 
 
 PROPOSAL = 112  # tokens of a proposer's reply: a program of 56 and an input of 20, or N inputs and a message
@@ -584,12 +587,12 @@ def draw_proposals(cfg, ex, rng, banned):
     """The generator in the proposer's place: what propose() returns, without replies."""
     wanted = [w for kind in cfg.kinds.split(",") for w in generated(cfg, ex, rng, kind, cfg.proposals, banned)[1]]
     return [Rollout("propose", kind, [], [], [], task, verdict=why or "valid")
-            for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted))]
+            for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new))]
 
 
 def propose(cfg, model, ex, game, banned, step, rng, count):
-    """1) + 2) Sample `count` tasks a kind and verify them. Returns [Rollout]: the verdict is 'valid' or the reason why
-    it was refused, the task None unless it is valid."""
+    """1) + 2) Sample `count` tasks a kind and verify them (the generator draws cfg.proposals). Returns [Rollout]: the
+    verdict is 'valid' or the reason why it was refused, the task None unless it is valid."""
     if cfg.proposer == "random":
         return draw_proposals(cfg, ex, rng, banned)
     kinds = cfg.kinds.split(",")
@@ -597,7 +600,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
     for kind in kinds:
         for _ in range(count):
             if kind == "induction":                  # a program of the other two buffers, to be described by pairs
-                pool = [b for k, b in game.buffers.items() if k != "induction" and (k in kinds or kinds == [kind])]
+                pool = [b for k, b in game.buffers.items() if k != "induction" and k in kinds]
                 references = selfplay.sample(rng.choice(pool), 1, rng)
             else:
                 references = selfplay.sample(game.buffers[kind], cfg.references, rng)
@@ -643,11 +646,10 @@ def choose_tasks(cfg, game, fresh, rng):
     places = cfg.tasks * len(KINDS) // len(kinds)    # equal batches however many kinds play
     for kind in kinds:
         mine = [t for t in fresh if t.kind == kind][:places]
-        need, pool = places - len(mine), game.buffers[kind]
+        pool = game.buffers[kind]
         if cfg.fill == "learnable":                  # of the newest 1000, those that some tries solved and some did not
-            newest = list(pool)[-1000:]
-            good = [t for t in newest if 0 < t.rate < 1]
-            mine += rng.sample(good, min(need, len(good)))
+            good = [t for t in list(pool)[-1000:] if 0 < t.rate < 1]
+            mine += selfplay.sample(good, places - len(mine), rng)
         tasks += mine + selfplay.sample(pool, places - len(mine), rng)
     return tasks
 
@@ -705,8 +707,9 @@ def rollout_batches(rollouts, adv, cfg, longest=SHARED):
                 size = len(rollouts[i].reply)
                 span = slice(at, at + size)
                 position[j, span], previous[j, span] = torch.arange(P, P + size), torch.arange(at - 1, at + size - 1)
-                previous[j, at], branch[j, span], at = P - 1, b, at + size
-                mask[n, :size], old[n, :size], n = True, torch.tensor(rollouts[i].logp), n + 1
+                previous[j, at], branch[j, span] = P - 1, b
+                mask[n, :size], old[n, :size] = True, torch.tensor(rollouts[i].logp)
+                at, n = at + size, n + 1
         batches.append((*(z.to(cfg.device) for z in (idx, torch.stack([position, previous, branch]), mask, old,
                                                      adv[mine])), norm))
     return batches
@@ -716,8 +719,8 @@ def rollout_loss(model, batch, cfg):
     idx, tree, mask, old, adv, norm = batch
     logp, entropy = logprobs(model, idx, tree[2] > 0, tree=tree)
     full = torch.zeros(mask.shape, device=idx.device).masked_scatter(mask, logp)       # (M,) back to (R, L)
-    loss, stats = policy_loss(full, old, adv, mask, cfg.clip, cfg.clip, cfg.average, norm)
-    return loss, {**stats, "entropy": entropy.sum(), "loss": loss.detach()}
+    loss, stats = policy_loss(full, old, adv, mask, cfg.clip, cfg.average, norm)
+    return loss, {**stats, "entropy": entropy.sum()}
 
 
 def update(cfg, model, optimizers, batches, loss_fn, total):
@@ -748,8 +751,8 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
     rounding in bfloat16 differs from theirs by as much as an update)."""
     total, order = Counter(), list(range(len(rollouts)))
     some = rollouts[::-(-len(rollouts) // 64)]
-    some = rollout_batches(some, torch.zeros(len(some)), cfg)
-    before = log_probs(cfg, model, some)
+    probe = rollout_batches(some, torch.zeros(len(some)), cfg)
+    before = log_probs(cfg, model, probe)
     for _ in range(cfg.epochs):
         rng.shuffle(order)
         size = -(-len(order) // cfg.minibatches)
@@ -758,7 +761,7 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
             batches = rollout_batches([rollouts[i] for i in part], adv[part], cfg)
             if not update(cfg, model, optimizers, batches, lambda m, b: rollout_loss(m, b, cfg), total):
                 return None
-    change = log_probs(cfg, model, some) - before
+    change = log_probs(cfg, model, probe) - before
     total["kl_after"] = float((change.exp() - 1 - change).mean())
     return total
 
@@ -774,7 +777,7 @@ class Log:
     def __init__(self, out, steps):
         path = os.path.join(out, "metrics.jsonl")
         kept = [r for r in evaluation.read_metrics(out)
-                if (at := evaluation.number(r, "step")) is not None and at < steps.get(str(r.get("phase")), 0)]
+                if (at := evaluation.number(r, "step")) is not None and at < steps.get(str(r.get("phase")), math.inf)]
         save(path, "".join(json.dumps(r) + "\n" for r in kept))
         self.file = open(path, "a", encoding="utf-8")
         OPEN.append(self.file)
@@ -790,8 +793,7 @@ def mean(values):
 
 
 def entropy_bits(labels):
-    n = Counter(labels)
-    return -sum(c / len(labels) * math.log2(c / len(labels)) for c in n.values()) if labels else 0.0
+    return sum(c / len(labels) * math.log2(len(labels) / c) for c in Counter(labels).values())
 
 
 def measures(cfg, ex, proposals, solves, used, adv, stats):
@@ -813,8 +815,9 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     every = [t for k in kinds for t in valid[k]]
     size = dict(zip((t.program for t in every), ex.complexity([t.program for t in every])))
     row["nodes"], row["cyclomatic"] = ({k: mean(size[t.program][i] for t in valid[k]) for k in kinds} for i in (0, 1))
-    row["distance"] = {k: mean(mean(line not in decode(r.prompt) for line in r.task.program.splitlines()[1:-1] or [""])
-                               for r in cells[f"propose/{k}"] if r.task and r.prompt) for k in kinds}
+    row["distance"] = {k: mean(mean(line not in decode(r.prompt).splitlines() for line in lines)
+                               for r in cells[f"propose/{k}"] if r.task and r.prompt
+                               and (lines := r.task.program.splitlines()[1:-1])) for k in kinds}
     row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
                         "answers": entropy_bits([t.outputs[0] for t in every])}
     tokens = max(1, stats["tokens"])
@@ -854,10 +857,8 @@ def shown_tasks(proposals, solves, tries):
     """A proposal of each kind with its tries, for the report."""
     shown = []
     for kind in KINDS:
-        mine = [r.task for r in proposals if r.task and r.kind == kind and 0 < r.task.rate < 1] \
-            or [r.task for r in proposals if r.task and r.kind == kind]
-        if mine:
-            t = mine[0]
+        mine = [r.task for r in proposals if r.task and r.kind == kind]
+        for t in sorted(mine, key=lambda t: not 0 < t.rate < 1)[:1]:      # a learnable one if there is one
             shown.append({**{k: getattr(t, k) for k in ("kind", "program", "inputs", "outputs", "message", "rate")},
                           "tries": [{"reply": decode(r.reply), "answer": r.answer, "verdict": r.verdict}
                                     for r in solves if r.task is t][:tries]})
@@ -870,23 +871,25 @@ def shown_tasks(proposals, solves, tries):
 
 def checkpoint(cfg, out, model, base, optimizers, game, step, minutes):
     save(os.path.join(out, "ckpt.pt"), {
-        "version": 1, "config": asdict(cfg), "gpt": asdict(model.config), "model": model.state_dict(), "base": base,
+        "version": 1, "gpt": asdict(model.config), "model": model.state_dict(), "base": base,
         "optimizers": [o.state_dict() for o in optimizers], "step": step, "minutes": minutes,
         "game": {"buffers": {k: [asdict(t) for t in b] for k, b in game.buffers.items()},
                  "known": sorted(game.known), "rollouts": game.rollouts, "held_out": game.held_out,
-                 "waiting": [asdict(t) for t in game.waiting] if game.waiting is not None else None}})
+                 "waiting": game.waiting}})
 
 
-def restore(cfg, data, path, model, optimizers):
+def restore(cfg, data, path, model, base, optimizers):
     """A Game and (step, minutes) from a checkpoint; anything that does not fit is refused by name."""
     load_weights(model, data["model"], path)
     try:
+        if not all(torch.equal(data["base"][k], v) for k, v in base.items()):
+            fail(f"{path} began from another start network: its file in bases/ is gone, or the code that makes it has "
+                 "changed; start again with another --out")
         for o, state in zip(optimizers, data["optimizers"]):
-            o.load_state_dict(state)
+            o.load_state_dict({**o.state_dict(), "state": state["state"]})  # rates: config.json's, which may be edited
         g = data["game"]
         buffers = {k: deque((Task(**t) for t in g["buffers"][k]), cfg.buffer_size) for k in KINDS}
-        waiting = [Task(**t) for t in g["waiting"]] if g["waiting"] is not None else None
-        return Game(buffers, set(g["known"]), g["rollouts"], g["held_out"], waiting), data["step"], data["minutes"]
+        return Game(buffers, set(g["known"]), g["rollouts"], g["held_out"], g["waiting"]), data["step"], data["minutes"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fail(f"{path} is damaged ({type(error).__name__}: {error}): start again with another --out")
 
@@ -899,16 +902,13 @@ def leave(out):
     os._exit(128 + STOP["signal"])
 
 
-OPEN = []  # the folder's lock, the executor and the logs, to close on the way out
-
-
 def seeded(cfg, model, ex, banned):
     """Section 3.3.1: from the identity program alone, the model proposes until every buffer holds seed_tasks tasks (50
     rounds at the most). Nothing is learnt."""
     game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
     for s in range(1, 51):
         fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
-        if fewest >= cfg.seed_tasks or cfg.proposer == "fixed":
+        if fewest >= min(cfg.seed_tasks, cfg.buffer_size) or cfg.proposer == "fixed":
             break
         rng = random.Random(f"{cfg.seed}/seed/{s}")
         for r in propose(cfg, model, ex, game, banned, -s, rng, cfg.tasks):
@@ -923,14 +923,14 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
                                  cfg.sharp_lr)
     path, first, spent = os.path.join(out, "ckpt.pt"), 0, 0.0
     if os.path.exists(path):
-        data = load(path, ("config", "model", "optimizers", "game", "step", "minutes"))
-        game, first, spent = restore(cfg, data, path, model, optimizers)
+        data = load(path, ("base", "model", "optimizers", "game", "step", "minutes"))
+        game, first, spent = restore(cfg, data, path, model, base_state, optimizers)
         print(f"resumed at step {first}")
     else:
         game = seeded(cfg, model, ex, banned)
     labelled = fixed_set(cfg, ex, banned) if cfg.proposer == "fixed" else []
-    log, start, small = Log(out, {"warmup": 10 ** 9, "selfplay": first}), time.time(), \
-        {key: tasks[:evaluation.SMALL] for key, tasks in suite.items()}
+    log, start = Log(out, {"selfplay": first}), time.time()
+    small = {key: tasks[:evaluation.SMALL] for key, tasks in suite.items()}
     samples = open(os.path.join(out, "samples.txt"), "a", encoding="utf-8", errors="replace")
     OPEN.append(samples)
 
@@ -939,12 +939,13 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
 
         # 1) propose: the model writes tasks, looking at tasks of the buffers;  2) verify: run them, keep the valid
         if cfg.proposer == "fixed":
-            proposals, tasks = [], rng.sample(labelled, min(len(labelled), cfg.tasks * len(KINDS)))
+            proposals, tasks = [], selfplay.sample(labelled, cfg.tasks * len(KINDS), rng)
         else:
             proposals = propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
             fresh = [r.task for r in proposals if r.task]
             if cfg.previous_step:
-                fresh, game.waiting = game.waiting or [], fresh
+                fresh, game.waiting = [t for k, n in game.waiting.items() for t in list(game.buffers[k])[-n:]], \
+                    dict(Counter(t.kind for t in fresh))
             tasks = choose_tasks(cfg, game, fresh, rng)
 
         # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
@@ -965,10 +966,10 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         if cfg.learner != "rl":
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
-            rewards = [{r.reward for r in solves[g * cfg.tries:][:cfg.tries]} for g in range(len(tasks))]
-            learnable = {g for g, mine in enumerate(rewards) if len(mine) > 1}
-            used = [r for i, r in enumerate(solves) if (r.group in learnable or not cfg.skip_flat)
-                    and i % cfg.tries < (cfg.learn_tries or cfg.tries)]
+            n = cfg.tries
+            mixed = {g for g in range(len(tasks)) if len({r.reward for r in solves[g * n:(g + 1) * n]}) > 1}
+            used = [r for i, r in enumerate(solves) if (r.group in mixed or not cfg.skip_flat)
+                    and i % n < (cfg.learn_tries or n)]
             used += proposals if cfg.proposer == "train" else []
             adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
@@ -977,14 +978,14 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             stats = learn(cfg, model, optimizers, used, adv, rng) if used else Counter(grad_norm=0.0, kl_after=0.0)
         if stats is None:
             fail(f"the gradient is not finite at step {step}: nothing was changed since the last checkpoint of {out}; "
-                 f"lower --lr (now {cfg.lr}) and --resume")
+                 f"lower lr (now {cfg.lr}) in its config.json, then  python train.py --resume {out}")
         t2 = time.time()
 
         # 6) record
         row = {"phase": "selfplay", "step": step, **measures(cfg, ex, proposals, solves, used, adv, stats),
                "rollouts": game.rollouts, "held_out": game.held_out, "minutes": spent + (t2 - start) / 60,
                "seconds": {"sample": t1 - t0 - executing, "execute": executing, "learn": t2 - t1},
-               "tokens_per_s": (sum(len(r.reply) for r in solves + proposals) + stats["padded"]) / (t2 - t0),
+               "tokens_per_s": (sum(len(r.reply) for r in solves + proposals) + stats["read"]) / (t2 - t0),
                "memory_mb": memory_mb(cfg)}
         if step % cfg.show_every == 0:
             row["tasks"] = shown_tasks(proposals, solves, 4)
@@ -995,9 +996,9 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
                 samples.flush()
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 and step + 1 < cfg.steps:
             table = evaluation.evaluate(model, ex, small, cfg.max_new, 4)
-            row["eval"] = {k: {m: mean(table[k][str(d)][m] for d in range(1, 6)) for m in ("greedy", "pass@1")}
-                           for k in KINDS}
-            print("held out (20 tasks a kind and depth, depths 1-5): " + ", ".join(
+            row["eval"] = {k: {m: evaluation.mean_at(table, m, *evaluation.MEAN_CELLS[k])
+                               for m in ("greedy", "pass@1")} for k in KINDS}
+            print(f"held out ({evaluation.SMALL} tasks a kind and depth at most, depths 1-5): " + ", ".join(
                 f"{k} greedy {v['greedy']:.2f} pass@1 {v['pass@1']:.2f}" for k, v in row["eval"].items()), flush=True)
         log.write(row)
         done, minutes = step + 1, spent + (time.time() - start) / 60
@@ -1025,7 +1026,7 @@ def imitate(cfg, model, optimizers, demos, rng):
     """Supervised updates (a control), in the time of an RL step: nothing is sampled or judged, so three demonstrations
     cost what one rollout does."""
     total = Counter(grad_norm=0.0, kl_after=0.0)
-    mine = rng.sample(demos, min(len(demos), 3 * cfg.tasks * len(KINDS) * cfg.tries))
+    mine = selfplay.sample(demos, 3 * cfg.tasks * len(KINDS) * cfg.tries, rng)
     size = -(-len(mine) // cfg.minibatches)
     for at in range(0, len(mine), size):
         if not update(cfg, model, optimizers, demo_batches(mine[at:at + size], cfg), demo_loss, total):
@@ -1088,6 +1089,7 @@ def grid(cfg, args, argv):
         how = ["--resume", out] if os.path.exists(os.path.join(out, "config.json")) else \
             ["--out", out, "--ablation", name, "--seed", str(seed), *rest]
         row = subprocess.Popen([sys.executable, os.path.abspath(__file__), *how])
+        signal.signal(signal.SIGTERM, lambda number, _, row=row: row.send_signal(number))
         try:
             code = row.wait()
         except KeyboardInterrupt:                      # the terminal told the row as well: it saves, then ends
@@ -1103,15 +1105,14 @@ def main(argv=None):
         return grid(cfg, args, argv)
     if args.resume:
         out = args.resume.rstrip("/")
-        cfg = read_config(out)
-        if len(argv) > 2:
+        if sum(a.startswith("--") for a in argv) > 1:
             fail("--resume takes its settings from the run's config.json: give no other flag")
+        cfg = read_config(out)
         check(cfg)
     else:
-        out = args.out or next(p for n in range(1, 10 ** 6) for p in
-                               [f"runs/{cfg.name}-{args.preset}-s{cfg.seed}" + (f"-{n}" if n > 1 else "")]
-                               if not os.path.exists(p))
-        if os.path.exists(os.path.join(out, "config.json")) or (os.path.isdir(out) and os.listdir(out)):
+        name = f"runs/{cfg.name}-{args.preset}-s{cfg.seed}"
+        out = args.out or next(p for p in (name, *(f"{name}-{n}" for n in range(2, 10 ** 6))) if not os.path.exists(p))
+        if os.path.isdir(out) and os.listdir(out):
             fail(f"{out} is not empty: give another --out, or go on with --resume {out}")
         try:
             os.makedirs(out, exist_ok=True)

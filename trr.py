@@ -69,11 +69,11 @@ def advantages(rewards, cells, groups=None, mode="trr", lengths=None, floor=0.0)
     return out
 
 
-def policy_loss(logp, old_logp, adv, mask, clip_low=0.2, clip_high=0.2, average="token", norm=None):
+def policy_loss(logp, old_logp, adv, mask, clip=0.2, average="token", norm=None):
     """PPO's clipped surrogate (Eq. 9), to be minimised. Returns (loss, stats).
 
-    logp, old_logp (B, T): log-probs of the sampled tokens now and when they were sampled. adv (B,) or (B, T). mask
-    (B, T): 1 on the reply's tokens, its end token included. average: "token" sums over all tokens / norm, "sequence"
+    logp, old_logp (B, T): log-probs of the sampled tokens now and when they were sampled. adv (B,). mask (B, T): 1
+    on the reply's tokens, its end token included. average: "token" sums over all tokens / norm, "sequence"
     sums the means over each sequence / norm. norm: tokens (or sequences) of the whole update, so that micro-batches
     add up to the update's mean; None: those of this batch.
 
@@ -82,18 +82,17 @@ def policy_loss(logp, old_logp, adv, mask, clip_low=0.2, clip_high=0.2, average=
     if average not in ("token", "sequence"):
         raise ValueError(f"average {average!r}: choose token or sequence")
     mask = mask.to(logp.dtype)
-    adv = adv[:, None] if adv.dim() == 1 else adv
+    adv = adv[:, None]
     log_ratio = (logp - old_logp) * mask                      # pads would give exp(garbage)
     ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    clipped = ratio.clamp(1 - clip, 1 + clip)
     loss = -torch.min(ratio * adv, clipped * adv) * mask      # (B, T)
     if average == "token":
         loss = loss.sum() / (norm or mask.sum().clamp(min=1))
     else:
         loss = (loss.sum(1) / mask.sum(1).clamp(min=1)).sum() / (norm or len(mask))
     with torch.no_grad():
-        stats = {"kl": ((ratio - 1 - log_ratio) * mask).sum(),          # k3 estimate of KL(old || new), summed
-                 "clipped": ((clipped * adv < ratio * adv) * mask).sum(), "tokens": mask.sum()}
+        stats = {"clipped": ((clipped * adv < ratio * adv) * mask).sum(), "tokens": mask.sum()}
     return loss, stats
 
 
