@@ -440,6 +440,7 @@ class TestGame(unittest.TestCase):
         """Every line of the reward table (Eqs. 4-6), with each switch."""
         p = selfplay.propose_reward
         self.assertEqual([p("unparsable", -1), p("known", -1), p("ValueError", -1)], [-1, -0.5, -0.5])
+        self.assertEqual(p("known", -1, invalid=-1.0), -1)
         self.assertEqual([p("valid", r) for r in (0.0, 0.125, 0.5, 0.875, 1.0)], [0, 0.875, 0.5, 0.125, 0])
         self.assertEqual([p("valid", r, zero=-0.5) for r in (0.0, 1.0)], [-0.5, -0.5])
         self.assertEqual([p("valid", r, "uncertainty") for r in (0.0, 0.25, 0.5)], [0, 0.5, 1])

@@ -28,6 +28,7 @@ Try:  python train.py          # finds the device, picks its preset, ends with a
       python train.py --help   # every knob, with advice
 """
 import argparse
+import ast
 import ctypes
 import difflib
 import fcntl
@@ -112,6 +113,7 @@ class Config:
     # --- reward
     proposer_reward: str = "learnability"  # learnability (Eq. 4) | uncertainty | valid | none
     zero_reward: float = 0.0      # proposer's reward at solve rate 0 or 1 (the authors' code: -0.5)
+    harsh: bool = False           # True: a proposal that parses and is not valid earns -1 (the authors' code), not -0.5
     # --- learning
     advantage: str = "trr"        # trr (six baselines, Eq. 8) | group (a baseline a task) | global | none
     token_whiten: bool = False    # whiten over tokens (the authors' code) instead of over sequences (Eq. 8)
@@ -178,8 +180,8 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "one_try": dict(learn_tries=1),
     "no_blame": dict(negative=0.0),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
-    "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True, previous_step=True,
-                         novelty_gate=False, sharp_lr=0.0),
+    "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, harsh=True, token_whiten=True,
+                         previous_step=True, novelty_gate=False, sharp_lr=0.0),
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
@@ -467,18 +469,19 @@ def demo_loss(model, batch):
 
 
 def base_key(cfg):
-    """Name of a base network: a hash of what it and its measures come from, settings, grammar, vocabulary and the code
-    that is likely to change. What only self-play uses is left out, so that a change of it finds its base in the cache;
-    whoever changes rounding (the sampler, say) and wants a new base deletes the old one."""
+    """Name of a base network: a hash of what it and its measures come from, settings, grammar, vocabulary and code.
+    What only self-play uses is left out, so that a change of it finds its base in the cache, and so is what should
+    change nothing but rounding (the sampler, the threads)."""
     s, e = selfplay, evaluation
-    code = (s.solve_prompt, s.propose_prompt, s.random_value, s.near_miss, s.random_op, s.random_program, s.traced,
-            s.read_trace, s.think_trace, s.think_back, s.demo, s.Draw, s.is_banned, s.ban, s.constant, s.draw_programs,
-            s.solver_depth, s.wrong_candidates, s.search, s.demonstrations, s.solver_demo, s.gold_answer,
-            s.abduction_try, s.induction_try, s.judge_answers, network.Block, network.GPT, make_optimizers, warm_up,
-            demo_batches, demo_loss, e.build_suite, e.attempt, e.evaluate, e.people_suite)
+    code = (s.Draw, s.Task, s.abduction_try, s.ban, s.constant, s.demo, s.demonstrations, s.draw_programs, s.gold_answer,
+            s.induction_try, s.is_banned, s.judge_answers, s.make_tasks, s.near_miss, s.parse_answer, s.propose_prompt,
+            s.random_op, s.random_program, s.random_value, s.read_trace, s.search, s.sections, s.solve_prompt,
+            s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced, s.wrong_candidates, network.Block,
+            network.GPT, network.GPTConfig, network.RMSNorm, network.logprobs, network.rotate, make_optimizers, set_lr,
+            warm_up, demo_batches, demo_loss, e.attempt, e.build_suite, e.evaluate, e.measure, e.people_suite)
     text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, network.PIECES, network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
-                 [inspect.getsource(f) for f in code]])
+                 [ast.dump(ast.parse(inspect.getsource(f))) for f in code]])         # without comments and layout
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -954,7 +957,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             game.rollouts += len(solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6))
         for r in proposals:
             r.reward = selfplay.propose_reward(r.verdict, r.task.rate if r.task else -1.0, cfg.proposer_reward,
-                                               cfg.zero_reward)
+                                               cfg.zero_reward, -1.0 if cfg.harsh else -0.5)
             if r.task:
                 game.buffers[r.kind].append(r.task)
         game.rollouts += len(solves) + (len(proposals) if cfg.proposer in ("train", "frozen") else 0)
