@@ -724,7 +724,7 @@ class TestTrain(unittest.TestCase):
                      (["--learn_tries", "9"], "more than --tries"), (["--resume_", "x"], "unknown flag"),
                      (["--n_inputs", "2"], "at least 3"), (["--steps", "0"], "at least 1"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
-                     (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}/x", "--steps=7"], "no other flag")]
+                     (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}", "--lr=1"], "no other flag")]
             if not torch.cuda.is_available():
                 cases.append((["--device", "cuda"], "no CUDA device"))
             for args, words in cases:

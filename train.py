@@ -473,8 +473,8 @@ def base_key(cfg):
     What only self-play uses is left out, so that a change of it finds its base in the cache, and so is what should
     change nothing but rounding (the sampler, the threads)."""
     s, e = selfplay, evaluation
-    code = (s.Draw, s.Task, s.abduction_try, s.ban, s.constant, s.demo, s.demonstrations, s.draw_programs, s.gold_answer,
-            s.induction_try, s.is_banned, s.judge_answers, s.make_tasks, s.near_miss, s.parse_answer, s.propose_prompt,
+    code = (s.Draw, s.Task, s.abduction_try, s.ban, s.constant, s.demo, s.demonstrations, s.draw_programs,
+            s.gold_answer, s.induction_try, s.is_banned, s.judge_answers, s.make_tasks, s.near_miss, s.parse_answer, s.propose_prompt,
             s.random_op, s.random_program, s.random_value, s.read_trace, s.search, s.sections, s.solve_prompt,
             s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced, s.wrong_candidates, network.Block,
             network.GPT, network.GPTConfig, network.RMSNorm, network.logprobs, network.rotate, make_optimizers, set_lr,
