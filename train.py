@@ -474,11 +474,12 @@ def base_key(cfg):
     change nothing but rounding (the sampler, the threads)."""
     s, e = selfplay, evaluation
     code = (s.Draw, s.Task, s.abduction_try, s.ban, s.constant, s.demo, s.demonstrations, s.draw_programs,
-            s.gold_answer, s.induction_try, s.is_banned, s.judge_answers, s.make_tasks, s.near_miss, s.parse_answer, s.propose_prompt,
-            s.random_op, s.random_program, s.random_value, s.read_trace, s.search, s.sections, s.solve_prompt,
-            s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced, s.wrong_candidates, network.Block,
-            network.GPT, network.GPTConfig, network.RMSNorm, network.logprobs, network.rotate, make_optimizers, set_lr,
-            warm_up, demo_batches, demo_loss, e.attempt, e.build_suite, e.evaluate, e.measure, e.people_suite)
+            s.gold_answer, s.induction_try, s.is_banned, s.judge_answers, s.make_tasks, s.near_miss,
+            s.parse_answer, s.propose_prompt, s.random_op, s.random_program, s.random_value, s.read_trace,
+            s.search, s.sections, s.solve_prompt, s.solver_demo, s.solver_depth, s.think_back,
+            s.think_trace, s.traced, s.wrong_candidates, network.Block, network.GPT, network.GPTConfig,
+            network.RMSNorm, network.logprobs, network.rotate, make_optimizers, set_lr, warm_up,
+            demo_batches, demo_loss, e.attempt, e.build_suite, e.evaluate, e.measure, e.people_suite)
     text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, network.PIECES, network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
                  [ast.dump(ast.parse(inspect.getsource(f))) for f in code]])         # without comments and layout
