@@ -34,12 +34,15 @@ import random
 import re
 import sys
 import time
+import timeit
 import zipfile
 from dataclasses import fields, replace
 
 import numpy as np
 import torch
 
+import executor
+import model as network
 from executor import Executor
 from model import END, GPT, GPTConfig, PAD, VOCAB_SIZE, generate, generate_naive, pad_rows
 from selfplay import (KINDS, MAX_DEPTH, Rollout, Task, draw_programs, judge_answers, make_tasks, parse_answer,
@@ -54,6 +57,9 @@ BASE_FIELDS = (  # of a run's config: what a start network depends on. Runs that
     "seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty", "patience", "timid",
     "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs", "max_new", "suite_n",
     "samples", "dtype", "device")
+MEAN_CELLS = {k: [(k, str(d)) for d in MEAN_DEPTHS] for k in KINDS}  # the cells of a table, for means and gains
+MEAN_CELLS["all"] = sum(MEAN_CELLS.values(), [])
+MEAN_CELLS["deep"] = [(k, str(d)) for k in KINDS for d in DEEP]
 COMPARED = ("greedy", "pass@1", "pass@1 deep")  # gains that --compare gives an interval
 MISSING = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)  # in a torn or foreign table
 
@@ -88,11 +94,7 @@ def build_suite(ex, n, n_inputs, large=False):
 
 def pass_at_k(right, n, k):
     """Unbiased pass@k (Chen et al. 2021) from `right` correct among n samples; right is an array."""
-    right = np.asarray(right)
-    miss = np.ones(len(right))
-    for i in range(k):  # C(n - c, k) / C(n, k) as a product that cannot overflow
-        miss *= np.maximum(n - right - i, 0) / (n - i)
-    return 1 - miss
+    return np.array([1 - math.comb(n - c, k) / math.comb(n, k) for c in right])
 
 
 def interval(cells, draws=2000):
@@ -144,38 +146,55 @@ def evaluate(model, ex, suite, max_new, samples=16, seed=SUITE_SEED, counts=None
     return table
 
 
-def number(record, *path):
-    """The finite number at a path of keys in parsed JSON, else None: logs may be torn, old, or from a stranger."""
+def value(record, *path, kind=object):
+    """What parsed JSON holds at a path of keys, if of that kind, else None: logs may be torn, old, or a stranger's."""
     for key in path:
         try:
             record = record[key]
         except MISSING:
             return None
-    return float(record) if isinstance(record, (int, float)) and abs(record) < 1e15 else None
+    return record if isinstance(record, kind) else None
+
+
+def number(record, *path):
+    """The finite number at a path of keys, else None."""
+    found = value(record, *path, kind=(int, float))
+    return float(found) if found is not None and abs(found) < 1e15 else None
+
+
+def listed(record, *path):
+    """The list at a path of keys, else an empty one."""
+    return value(record, *path, kind=list) or []
+
+
+def mean(values):
+    """None where one is missing, or all are."""
+    return None if None in values or not values else sum(values) / len(values)
 
 
 def mean_at(table, metric, *cells):
     """Mean of one metric over cells, each a tuple of keys; None when one is missing."""
-    values = [number(table, *cell, metric) for cell in cells]
-    return None if None in values or not values else sum(values) / len(values)
+    return mean([number(table, *cell, metric) for cell in cells])
 
 
-def gain(base, final, metric, counts=None, kinds=KINDS, depths=MEAN_DEPTHS):
-    """(final - base as a share, its 95 % interval) over kinds and depths; None for what the tables do not give. Paired:
-    the difference is taken task by task, so how hard a task is cancels out. counts: {"base": ..., "final": ...} as
-    evaluate collects them."""
-    keys = [(k, str(d)) for k in kinds for d in depths]
-    before, after = mean_at(base, metric, *keys), mean_at(final, metric, *keys)
+def shares(cell, metric):
+    """One figure a task, the share of its replies that were right, from a cell of counts as evaluate collects them."""
+    return np.array(cell["greedy"], float) if metric == "greedy" else np.array(cell["right"], float) / cell["samples"]
+
+
+def gain(base, final, metric, counts=None, cells=MEAN_CELLS["all"]):
+    """(final - base as a share, its 95 % interval) over cells; None for what the tables do not give. Paired: the
+    difference is taken task by task, so how hard a task is cancels out. counts: {"base": ..., "final": ...} as evaluate
+    collects them; pass@16 has no interval."""
+    before, after = mean_at(base, metric, *cells), mean_at(final, metric, *cells)
     if before is None or after is None:
         return None, None
     try:
-        old, new = ([np.array(counts[end][k][d]["greedy"], float) if metric == "greedy" else
-                     np.array(counts[end][k][d]["right"], float) / counts[end][k][d]["samples"] for k, d in keys]
-                    for end in ("base", "final"))
-        ci = interval([n - o for n, o in zip(new, old)]) if metric in ("greedy", "pass@1") else None
-        return after - before, ci if ci and max(map(abs, ci)) <= 1 else None
+        ci = None if metric == "pass@16" else interval([
+            shares(counts["final"][k][d], metric) - shares(counts["base"][k][d], metric) for k, d in cells])
     except MISSING:
-        return after - before, None
+        ci = None
+    return after - before, ci if ci and max(map(abs, ci)) <= 1 else None
 
 
 def measure(model, ex, suite, people, max_new, samples=16):
@@ -200,8 +219,13 @@ def join(base, final):
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 
-MEAN_CELLS = {k: [(k, str(d)) for d in MEAN_DEPTHS] for k in KINDS}
-MEAN_CELLS["all"] = sum(MEAN_CELLS.values(), [])
+
+def percent(share, sign=""):
+    return "-" if share is None else f"{100 * share:{sign}.1f}".replace("-0.0", "+0.0")
+
+
+def between(ci, sign=""):
+    return f" [{percent(ci[0], sign)}, {percent(ci[1], sign)}]" if ci else ""
 
 
 def table_lines(base, final, counts=None, people=None):
@@ -210,8 +234,7 @@ def table_lines(base, final, counts=None, people=None):
         text = f"{label:16}"
         for m in METRICS:
             old, new = mean_at(before, m, *cells), mean_at(after, m, *cells)
-            text += f"{100 * old:11.1f} ->" if old is not None else " " * 14
-            text += f"{100 * new:6.1f}" if new is not None else "     -"
+            text += f"{'' if old is None else percent(old) + ' ->':>14}{percent(new):>6}"
         return text
     lines = [f"{'percent right':16}" + "".join(f"{m:>20}" for m in METRICS)]
     for k in KINDS:
@@ -220,14 +243,14 @@ def table_lines(base, final, counts=None, people=None):
     lines.append(row("all        1-5", base, final, *MEAN_CELLS["all"]))
     if people:
         lines.append("functions as people write them")
-        before = {k: v.get("base") for k, v in people.items() if isinstance(v, dict)}
+        before = {k: value(people, k, "base") for k in KINDS}
         lines += [row(k, before, people, (k,)) for k in KINDS]
     if base:
         lines += ["", "gain in points over depths 1-5, with its paired 95 % interval over tasks"]
-        for label in MEAN_CELLS:
+        for label in (*KINDS, "all"):
             text = f"{label:9}"
             for m in METRICS:
-                rise, ci = gain(base, final, m, counts, KINDS if label == "all" else (label,))
+                rise, ci = gain(base, final, m, counts, MEAN_CELLS[label])
                 if rise is not None:
                     text += (f" {m} {100 * rise:+5.1f}" +
                              (f" [{100 * ci[0]:.1f},{100 * ci[1]:.1f}]" if ci else "")).ljust(26)
@@ -468,29 +491,31 @@ def write_text(path, text):
         fail(f"cannot write {path} ({error.strerror}); free some space or choose another folder")
 
 
+def json_object(text):
+    """The JSON object that a text or bytes hold, else None."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
 def read_json(path):
     """A JSON object, or None: missing, torn and foreign files look alike here."""
     try:
         with open(path, "rb") as f:
-            data = json.loads(f.read())
-        return data if isinstance(data, dict) else None
-    except (OSError, ValueError, RecursionError):
+            return json_object(f.read())
+    except (OSError, ValueError):  # ValueError: no name of a file
         return None
 
 
 def read_metrics(folder):
     """The objects of metrics.jsonl; lines that are none (the last may be torn) are left out."""
-    records = []
     try:
         with open(os.path.join(folder, "metrics.jsonl"), "rb") as f:
-            for line in f:
-                try:
-                    records.append(json.loads(line))
-                except (ValueError, RecursionError):
-                    continue
+            return [record for record in map(json_object, f) if record is not None]
     except OSError:
-        pass
-    return [r for r in records if isinstance(r, dict)]
+        return []
 
 
 def load(path, wanted):
@@ -515,9 +540,8 @@ def load_gpt(path, config, state):
     try:
         c = GPTConfig(**config)
         for f in fields(GPTConfig):
-            value = getattr(c, f.name)
-            most = 65536 if f.type is int else 1e9
-            assert type(value) is f.type and 0 <= value <= most, f"gpt.{f.name} is out of range"
+            v, most = getattr(c, f.name), 65536 if f.type is int else 1e9
+            assert type(v) is f.type and 0 <= v <= most, f"gpt.{f.name} is out of range"
         assert c.vocab_size == VOCAB_SIZE and c.n_layer <= 512, "another vocabulary or network"
         with torch.device("meta"):
             GPT(c).load_state_dict(state, assign=True)
@@ -558,43 +582,33 @@ def read_tasks(ex, path):
     One JSON object a line with the strings code (defines f), input (what stands between the brackets of the call) and
     output (a literal); `id` is not used. A line that is not that, or whose program does not give that output, is named
     on stderr by its number and left out."""
-    rows, bad = [], 0
-
-    def refuse(n, why):
-        nonlocal bad
-        bad += 1
-        print(f"{os.path.basename(path)} line {n}: {' '.join(why.split())[:160]}; skipped", file=sys.stderr)
+    rows, wrong, tasks = {}, {}, []  # rows: {number of the line: its object}; wrong: {number: what is wrong with it}
     try:
         with open(path, "rb") as f:
             for n, line in enumerate(iter(lambda: f.readline(LINE_LIMIT), b""), 1):
+                rows[n] = json_object(line)
+                lacks = [k for k in ("code", "input", "output") if value(rows[n], k, kind=str) is None]
                 if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
+                    wrong[n] = f"longer than {LINE_LIMIT} bytes"
                     while line and not line.endswith(b"\n"):
                         line = f.readline(LINE_LIMIT)
-                    refuse(n, f"longer than {LINE_LIMIT} bytes")
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
-                except (ValueError, RecursionError) as e:
-                    refuse(n, f"not JSON ({e})")
-                    continue
-                wrong = [k for k in ("code", "input", "output") if not isinstance(row, dict)
-                         or not isinstance(row.get(k), str)]
-                if row is None or wrong:
-                    refuse(n, "empty" if row is None else f"no text under {', '.join(wrong)}")
-                else:
-                    rows.append((n, row["code"], row["input"], row["output"]))
+                elif lacks:
+                    wrong[n] = "no JSON object" if rows[n] is None else f"no text under {', '.join(lacks)}"
     except OSError as e:
         fail(f"cannot read {path} ({e.strerror}); give a file with one JSON object a line")
-    tasks = []
-    results = ex.run([(code, arg) for _, code, arg, _ in rows])
-    for (n, code, arg, output), r, want in zip(rows, results, ex.literals([output for *_, output in rows])):
+    good = {n: row for n, row in rows.items() if n not in wrong}
+    results = ex.run([(row["code"], row["input"]) for row in good.values()])
+    wanted = ex.literals([row["output"] for row in good.values()])
+    for (n, row), r, want in zip(good.items(), results, wanted):
         if not r.ok:
-            refuse(n, f"the program gives no output ({r.error})")
+            wrong[n] = f"the program gives no output ({r.error})"
         elif not want.ok or want.loose != r.loose:  # loose: the file's author compared with ==
-            refuse(n, f"the program gives {r.value[:60]}, the file says {output[:60]}")
+            wrong[n] = f"the program gives {r.value[:60]}, the file says {row['output'][:60]}"
         else:
-            tasks += [Task(kind, code, [arg], [r.value], [r.key]) for kind in ("deduction", "abduction")]
-    return tasks, bad
+            tasks += [Task(k, row["code"], [row["input"]], [r.value], [r.key]) for k in ("deduction", "abduction")]
+    for n, why in sorted(wrong.items()):
+        print(f"{os.path.basename(path)} line {n}: {' '.join(why.split())[:160]}; skipped", file=sys.stderr)
+    return tasks, len(wrong)
 
 
 def run_tasks(model, ex, path, max_new, samples):
@@ -606,13 +620,9 @@ def run_tasks(model, ex, path, max_new, samples):
     table = evaluate(model, ex, {(k, "file"): [t for t in tasks if t.kind == k] for k in kinds}, max_new, samples)
     print(f"{os.path.basename(path)}: {len(tasks) // 2} tasks, {bad} lines skipped; percent right, 95 % intervals")
     for k in kinds:
-        cell, text = table[k]["file"], f"{k:10}"
-        for m in ("greedy", "pass@1", "pass@4", "pass@16"):
-            if m in cell:
-                low, high = cell.get(m + "_ci", (None, None))
-                text += f"  {m} {100 * cell[m]:.1f}"
-                text += f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None else ""
-        print(text)
+        cell = table[k]["file"]
+        print(f"{k:10}" + "".join(f"  {m} {percent(cell[m])}{between(cell.get(m + '_ci'))}"
+                                  for m in ("greedy", "pass@1", "pass@4", "pass@16") if m in cell))
     say_too_long(model, max_new, [table[k]["file"] for k in kinds], "the file's")
     return table
 
@@ -630,9 +640,8 @@ def read_record(path):
         return read_json(path) or {}
     config, result = (read_json(os.path.join(path, f)) or {} for f in ("config.json", "eval.json"))
     steps = [r for r in read_metrics(path) if r.get("phase") != "warmup"]
-    cells = {**{k: ([k], MEAN_DEPTHS) for k in KINDS}, "all": (KINDS, MEAN_DEPTHS), "deep": (KINDS, DEEP)}
-    gains = {m: {k: gain(result.get("base"), result.get("final"), m, result.get("counts"), *of)
-                 for k, of in cells.items()} for m in METRICS}
+    gains = {m: {k: gain(result.get("base"), result.get("final"), m, result.get("counts"), cells)
+                 for k, cells in MEAN_CELLS.items()} for m in METRICS}
     return {"config": config, "rollouts": number(steps[-1:], 0, "rollouts"),
             "minutes": number(steps[-1:], 0, "minutes"), "gain": gains,
             "curve": {m: {k: held_out(steps, result, m, k) for k in KINDS} for m in METRICS[:2]},
@@ -653,7 +662,7 @@ def read_runs(paths):
                "rollouts": number(record, "rollouts"), "minutes": number(record, "minutes")}
         for m in METRICS:
             run[m] = mean_at(record.get("final"), m, *MEAN_CELLS["all"])
-            for k in (*KINDS, "deep", "all"):
+            for k in MEAN_CELLS:
                 label = f"{m} {k}".removesuffix(" all")
                 low, high = (number(record, "gain", m, k, 1, i) for i in (0, 1))
                 run |= {"gain " + label: number(record, "gain", m, k, 0),
@@ -671,12 +680,12 @@ def read_runs(paths):
 
 def spread(values):
     """(mean, standard deviation over seeds, half width of Student's 95 % interval of the mean); one seed has none."""
-    n, mean = len(values), sum(values) / len(values)
+    n = len(values)
     if n < 2:
-        return mean, None, None
-    std = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+        return mean(values), None, None
+    std = float(np.std(values, ddof=1))
     t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[n - 2] if n < 11 else 1.96 + 2.5 / (n - 1)
-    return mean, std, t * std / math.sqrt(n)
+    return mean(values), std, t * std / math.sqrt(n)
 
 
 def group_runs(runs):
@@ -704,7 +713,7 @@ def group_runs(runs):
             row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": gains}
         kinds = [f"gain {m} {k}" for m in ("greedy", "pass@1") for k in KINDS]
         for k in ("rollouts", "minutes", "gain pass@16", *kinds):
-            row[k] = None if None in (known := [r[k] for r in mine]) else sum(known) / len(known)
+            row[k] = mean([r[k] for r in mine])
         row["seed list"] = " ".join(r["seed"] for r in mine)
         start = json.dumps([setting.get(k, False) for k in BASE_FIELDS if k != "seed"])
         starts.setdefault(start, []).append(row)
@@ -717,27 +726,23 @@ def group_runs(runs):
         for row in rows:
             for m in COMPARED:
                 over = [r["gain " + m] - other[r["seed"]]["gain " + m] for r in row["runs"] if r["seed"] in other]
-                row["over " + m], _, row[f"over {m} half"] = spread(over) if over else (None, None, None)
+                row["over " + m], _, row[f"over {m} half"] = spread(over)
     return sorted(starts.values(), key=lambda rows: (rows[0]["runs"][0]["name"] != "full", -len(rows)))
 
 
 def compare_table(tables, brief=False):
     """The markdown that --compare prints; the README shows it without the last three columns (brief)."""
-    def percent(v, sign=""):
-        return "-" if v is None else f"{100 * v:{sign}.1f}".replace("-0.0", "+0.0")
-
     def cell(text):  # a name or a command may hold anything, and | and line ends are markdown's
         return " ".join(str(text).split()).replace("|", "\\|")
 
     def rise(r, m):
-        low, high = (percent(r[f"gain {m} {end}"], "+") for end in ("low", "high"))
-        return f"{percent(r['gain ' + m], '+')} [{low}, {high}]"
+        return percent(r["gain " + m], "+") + between((r[f"gain {m} low"], r[f"gain {m} high"]), "+")
+
+    def give(share, half, sign=""):
+        return percent(share, sign) + (f" \u00b1 {percent(half)}" if half is not None else "")
 
     def over(r, m):
-        if r is rows[0] or r["over " + m] is None:
-            return ""
-        half = r[f"over {m} half"]
-        return percent(r["over " + m], "+") + (f" \u00b1 {percent(half)}" if half is not None else "")
+        return give(r["over " + m], r[f"over {m} half"], "+") if r is not rows[0] and r["over " + m] is not None else ""
     lines = []
     for rows in tables:
         minus = f"minus {cell(rows[0]['name'])}'s"
@@ -745,12 +750,10 @@ def compare_table(tables, brief=False):
                 "pass@16, gain", "rollouts", "minutes", "command"][:9 if brief else 12]
         lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for r in rows:
-            std = f" \u00b1 {percent(r['pass@1 std'])}" if r["seeds"] > 1 else ""
-            cells = [cell(r["name"]), str(r["seeds"]), percent(r["pass@1"]) + std, rise(r, "pass@1"), over(r, "pass@1"),
-                     rise(r, "greedy"), rise(r, "pass@1 deep"), over(r, "pass@1 deep"), percent(r["gain pass@16"], "+"),
-                     *(f"{r[k]:{form}}" if r[k] is not None else "-" for k, form in (("rollouts", ",.0f"),
-                                                                                     ("minutes", ".1f"))),
-                     f"`{cell(r['command'])}`" if r["command"] else ""]
+            cells = [cell(r["name"]), str(r["seeds"]), give(r["pass@1"], r["pass@1 std"]), rise(r, "pass@1"),
+                     over(r, "pass@1"), rise(r, "greedy"), rise(r, "pass@1 deep"), over(r, "pass@1 deep"),
+                     percent(r["gain pass@16"], "+"), "-" if r["rollouts"] is None else f"{r['rollouts']:,.0f}",
+                     "-" if r["minutes"] is None else f"{r['minutes']:.1f}", r["command"] and f"`{cell(r['command'])}`"]
             lines.append("| " + " | ".join(cells[:len(head)]) + " |")
         lines.append("")
     return "\n".join(lines + [
@@ -902,11 +905,8 @@ def curves_svg(records):
     """Held-out accuracy along self-play, mean over the seeds; whiskers reach from the lowest seed to the highest. Empty
     where no record has a curve."""
     def points_of(record, metric, kind):
-        try:
-            points = [(number(p, 0), number(p, 1)) for p in record["curve"][metric][kind]]
-            return {x: y for x, y in points if None not in (x, y)}
-        except MISSING:
-            return {}
+        points = [(number(p, 0), number(p, 1)) for p in listed(record, "curve", metric, kind)]
+        return {x: y for x, y in points if None not in (x, y)}
     out, high = [], 0
     for i, m in enumerate(METRICS[:2]):
         lines = []
@@ -978,38 +978,37 @@ dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, monospace; m
 
 
 def by_kind(*path):
-    """One line a kind: solve -> ("solve", "deduction") ...; a path that ends in propose/ or solve/ names the cells."""
-    return [(k, f"c{i} d{i}", (*path[:-1], path[-1] + k) if path[-1].endswith("/") else (*path, k))
-            for i, k in enumerate(KINDS)]
+    """A line for each kind, whose name stands for the {} of the path."""
+    return {k: [key.format(k) for key in path] for k in KINDS}
 
 
-CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, lines)])
+CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label of a line: its path in metrics.jsonl})])
     ("Rewards of the six cells", "The solver earns 1, -0.5 or -1. The proposer earns 1 - solve rate where that is "
      "neither 0 nor 1, -0.5 for a task that is not valid, -1 for a reply that is none. A constant cell learns nothing.",
-     [("proposer", "mean reward", None, by_kind("reward", "propose/")),
-      ("solver", "mean reward", None, by_kind("reward", "solve/"))]),
+     [("proposer", "mean reward", None, by_kind("reward", "propose/{}")),
+      ("solver", "mean reward", None, by_kind("reward", "solve/{}"))]),
     ("What it proposes", "Novel: the program was not known yet. Learnable: solved by some tries but not by all.",
-     [("valid proposals", "share", (0, 1), by_kind("valid")), ("novel proposals", "share", (0, 1), by_kind("novel")),
-      ("learnable among the valid", "share", (0, 1), by_kind("learnable")),
-      ("depth of valid programs", "mean lines", None, by_kind("lines")),
-      ("size of valid programs", "mean nodes of the syntax tree", None, by_kind("nodes")),
-      ("cyclomatic complexity of valid programs", "1 + decisions", None, by_kind("cyclomatic")),
-      ("distance to the references", "share of lines they lack", (0, 1), by_kind("distance")),
-      ("different programs in a step", "share", (0, 1), [("distinct", "c0 d0", ("diversity", "programs"))]),
-      ("variety of the outputs", "entropy, bits", None, [("outputs", "c0 d0", ("diversity", "answers"))])]),
+     [("valid proposals", "share", (0, 1), by_kind("valid", "{}")),
+      ("novel proposals", "share", (0, 1), by_kind("novel", "{}")),
+      ("learnable among the valid", "share", (0, 1), by_kind("learnable", "{}")),
+      ("depth of valid programs", "mean lines", None, by_kind("lines", "{}")),
+      ("size of valid programs", "mean nodes of the syntax tree", None, by_kind("nodes", "{}")),
+      ("cyclomatic complexity of valid programs", "1 + decisions", None, by_kind("cyclomatic", "{}")),
+      ("distance to the references", "share of lines they lack", (0, 1), by_kind("distance", "{}")),
+      ("different programs in a step", "share", (0, 1), {"distinct": ("diversity", "programs")}),
+      ("variety of the outputs", "entropy, bits", None, {"outputs": ("diversity", "answers")})]),
     ("Length of the replies", "Thoughts grow where thinking pays. Length that runs away is a fault: see the tasks.",
-     [("proposer", "mean tokens", None, by_kind("length", "propose/")),
-      ("solver", "mean tokens", None, by_kind("length", "solve/"))]),
+     [("proposer", "mean tokens", None, by_kind("length", "propose/{}")),
+      ("solver", "mean tokens", None, by_kind("length", "solve/{}"))]),
     ("The learner", "KL: how far an update moves the policy. Rollouts without a gradient (advantage 0) are wasted.",
-     [("entropy of the policy", "nats a token", None, [("entropy", "c0 d0", ("entropy",))]),
-      ("KL to the policy of the step", "nats a token", None, [("KL", "c0 d0", ("kl",))]),
-      ("gradient norm", "norm", None, [("before clipping", "c0 d0", ("grad_norm",))]),
-      ("rollouts with a gradient", "number a step", None, [("with gradient", "c0 d0", ("with_gradient",))])]),
+     [("entropy of the policy", "nats a token", None, {"entropy": ("entropy",)}),
+      ("KL to the policy of the step", "nats a token", None, {"KL": ("kl",)}),
+      ("gradient norm", "norm", None, {"before clipping": ("grad_norm",)}),
+      ("rollouts with a gradient", "number a step", None, {"with gradient": ("with_gradient",)})]),
     ("Time and memory", "All that is not sampling or learning should be small.",
-     [("where the seconds go", "seconds a step", None,
-       [(k, f"c{i} d{i}", ("seconds", k)) for i, k in enumerate(("sample", "execute", "learn"))]),
-      ("speed", "tokens a second", None, [("tokens/s", "c0 d0", ("tokens_per_s",))]),
-      ("memory", "MB", None, [("memory", "c0 d0", ("memory_mb",))])])]
+     [("where the seconds go", "seconds a step", None, {k: ("seconds", k) for k in ("sample", "execute", "learn")}),
+      ("speed", "tokens a second", None, {"tokens/s": ("tokens_per_s",)}),
+      ("memory", "MB", None, {"memory": ("memory_mb",)})])]
 
 
 def curve(records, path, limit=240):
@@ -1029,10 +1028,8 @@ def held_out(records, result, metric, kind):
     and at both ends the same tasks of the full suite."""
     def at(end):
         try:
-            cells = [result["counts"][end][kind][str(d)] for d in MEAN_DEPTHS]
-            firsts = [(c["greedy"][:SMALL], 1) if metric == "greedy" else (c["right"][:SMALL], c["samples"])
-                      for c in cells]
-            share = sum(sum(first) / len(first) / most for first, most in firsts) / len(cells)
+            cells = [shares(result["counts"][end][k][d], metric)[:SMALL] for k, d in MEAN_CELLS[kind]]
+            share = float(mean([sum(cell) / len(cell) for cell in cells]))
             return share if 0 <= share <= 1 else None
         except MISSING:
             return None
@@ -1044,11 +1041,8 @@ def held_out(records, result, metric, kind):
 
 def rate_bars(records, kind):
     """Shares of valid tasks by solve rate, in the first and in the last third of the run."""
-    rows = []
-    for r in records:
-        counts = r["rates"].get(kind) if isinstance(r.get("rates"), dict) else None
-        if isinstance(counts, list) and 1 < len(counts) < 100:
-            rows.append([number(counts, i) for i in range(len(counts))])
+    rows = [[number(n) for n in listed(r, "rates", kind)] for r in records]
+    rows = [row for row in rows if 1 < len(row) < 100]
     rows = [row for row in rows if None not in row and len(row) == len(rows[-1])]
     third, bars = -(-len(rows) // 3), []
     for label, look, part in (("first third", "c0 hollow", rows[:third]), ("last third", "c1", rows[-third:])):
@@ -1080,23 +1074,15 @@ def clip(text, limit=1500):
     return text if len(text) <= limit else text[:limit] + f" ... ({len(text) - limit:,} more characters)"
 
 
-def as_list(value):
-    return value if isinstance(value, list) else []
-
-
 def task_card(step, task):
     """A proposed task as the model wrote it, and what its solvers made of it. Every text is a stranger's."""
-    rate = number(task, "rate")
-    pairs = list(zip(as_list(task.get("inputs")), as_list(task.get("outputs"))))
-    if len(pairs) > 1:
-        facts = [("hidden pair" if i >= len(pairs) // 2 else "pair", f"{clip(a, 150)} -> {clip(b, 150)}")
-                 for i, (a, b) in enumerate(pairs)]
-    else:
-        facts = [fact for a, b in pairs for fact in (("input", a), ("output", b))]
+    pairs, rate, tries = list(zip(listed(task, "inputs"), listed(task, "outputs"))), number(task, "rate"), ""
+    facts = list(zip(("input", "output"), pairs[0])) if len(pairs) == 1 else [
+        ("hidden pair" if i >= len(pairs) // 2 else "pair", f"{clip(a, 150)} -> {clip(b, 150)}")
+        for i, (a, b) in enumerate(pairs)]
     facts += [("message", task["message"])] if task.get("message") else []
     facts = "".join(f"<dt>{k}</dt><dd>{esc(clip(v, 300))}</dd>" for k, v in facts)
-    tries = ""
-    for t in [t for t in as_list(task.get("tries")) if isinstance(t, dict)][:16]:
+    for t in [t for t in listed(task, "tries") if isinstance(t, dict)][:16]:
         look = "right" if t.get("verdict") == "right" else "wrong"
         tries += (f'<details><summary><span class="{look}">{esc(clip(t.get("verdict", "?"), 40))}</span> '
                   f'<code>{esc(clip(t.get("answer") or "", 80))}</code></summary>'
@@ -1109,7 +1095,7 @@ def task_card(step, task):
 def pick_tasks(records, n=12):
     """n (step, task) spread evenly over the run, the kinds in turn."""
     shown = [(number(r, "step") or 0, tasks) for r in records
-             if (tasks := [t for t in as_list(r.get("tasks")) if isinstance(t, dict)])]
+             if (tasks := [t for t in listed(r, "tasks") if isinstance(t, dict)])]
     n = min(n, sum(len(tasks) for _, tasks in shown))
     picked = [shown[i * len(shown) // n] for i in range(n)]
     return [(step, tasks[i % len(tasks)]) for i, (step, tasks) in enumerate(picked)]
@@ -1122,16 +1108,15 @@ def tiles(records, result):
         before, after = (mean_at(result.get(end), m, *MEAN_CELLS["all"]) for end in ("base", "final"))
         rise, ci = gain(result.get("base"), result.get("final"), m, result.get("counts"))
         if rise is not None:
-            between = f" [{100 * ci[0]:+.1f}, {100 * ci[1]:+.1f}]" if ci else ""
-            out.append((f"{100 * before:.1f} to {100 * after:.1f} %",
-                        f"{m} on held-out tasks of depth 1-5: {100 * rise:+.1f} points{between}"))
+            out.append((f"{percent(before)} to {percent(after)} %", f"{m} on held-out tasks of depth 1-5: "
+                        f"{percent(rise, '+')} points{between(ci, '+')}"))
     speeds = [v for r in records if (v := number(r, "tokens_per_s")) is not None]
-    for value, form, text in (((number(last, "step") or 0) + 1 if last else None, ",.0f", "steps of self-play"),
-                              (number(last, "rollouts"), ",.0f", "rollouts"),
-                              (number(last, "minutes"), ".1f", "minutes of self-play"),
-                              (sum(speeds) / len(speeds) if speeds else None, ",.0f", "tokens a second, mean")):
-        if value is not None:
-            out.append((f"{value:{form}}", text))
+    for v, form, text in (((number(last, "step") or 0) + 1 if last else None, ",.0f", "steps of self-play"),
+                          (number(last, "rollouts"), ",.0f", "rollouts"),
+                          (number(last, "minutes"), ".1f", "minutes of self-play"),
+                          (mean(speeds), ",.0f", "tokens a second, mean")):
+        if v is not None:
+            out.append((f"{v:{form}}", text))
     return "".join(f'<div class="card"><div class="big">{esc(a)}</div>{esc(b)}</div>' for a, b in out)
 
 
@@ -1154,18 +1139,17 @@ def report(folder):
         body.append(f'<h2>{esc(title)}</h2><p class="soft">{esc(text)}</p><div class="grid">{"".join(figures)}</div>')
 
     def lines(source, wanted):
-        return [(label, look, curve(source, path), "line") for label, look, path in wanted]
+        return [(k, f"c{i} d{i}", curve(source, path), "line") for i, (k, path) in enumerate(wanted.items())]
     section("Learning", "Its own tasks grow harder as it learns, so their solve rate may stand still while skill "
             "rises; the held-out tasks stay the same, here 20 a kind and depth.",
-            [chart("tasks it set itself", "share right", lines(records, by_kind("solve")), span=(0, 1)),
+            [chart("tasks it set itself", "share right", lines(records, by_kind("solve", "{}")), span=(0, 1)),
              *(chart(f"held-out tasks, {m}", "share right, depths 1-5", [
                  (k, f"c{i} d{i}", held_out(records, result, m, k), "both") for i, k in enumerate(KINDS)], span=(0, 1))
                for m in ("pass@1", "greedy"))])
     section("Before and after, by depth", "On the held-out suite. Whiskers: 95 % bootstrap intervals over tasks.",
             [before_after(result, k) for k in KINDS])
     if isinstance(result.get("final"), dict):
-        people = result["people"] if isinstance(result.get("people"), dict) else None
-        text = "\n".join(table_lines(result.get("base"), result["final"], result.get("counts"), people))
+        text = "\n".join(table_lines(*map(result.get, ("base", "final", "counts", "people"))))
         body.append(f"<details><summary>the same as a table</summary><pre>{esc(text)}</pre></details>")
     section("Skill or sharpening", "Share of held-out tasks that at least one of 1, 4 or 16 samples solves.",
             [pass_curve(result, k) for k in KINDS])
@@ -1177,7 +1161,7 @@ def report(folder):
             [task_card(step, task) for step, task in pick_tasks(records)])
     if warm:
         section("Warm-up", "Before self-play: next-token learning on generated programs, the stand-in for pretraining.",
-                [chart("loss", "nats a token", lines(warm, [("loss", "c0 d0", ("loss",))]))])
+                [chart("loss", "nats a token", lines(warm, {"loss": ("loss",)}))])
     rows = "".join(f"<dt>{esc(clip(k, 60))}</dt><dd>{esc(clip(v, 200))}</dd>" for k, v in config.items())
     body.append(f'<h2>Settings</h2><dl>{rows}</dl><p class="soft">Made by <code>python eval.py --report '
                 f"{esc(folder)}</code>. Curves are smoothed over a thirtieth of the run. Nothing here is loaded from "
@@ -1217,30 +1201,24 @@ def qwen3_twin(model):
         vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.n_inner, num_hidden_layers=c.n_layer,
         num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
         max_position_embeddings=c.block_size, tie_word_embeddings=c.tied, rope_theta=c.rope_theta)).eval()
-    weights = {"model.embed_tokens": model.embed, "model.norm": model.norm, "lm_head": model.head}
-    weights = {f"{name}.weight": module.weight for name, module in weights.items()}
+    weights = {"model.embed_tokens": model.embed.weight, "model.norm": model.norm.weight, "lm_head": model.head.weight}
     for i, b in enumerate(model.blocks):
         kv = c.n_kv_head * c.head_dim
         q, k, v = b.qkv.weight.split([c.n_head * c.head_dim, kv, kv])
         gate, up = b.gate_up.weight.chunk(2)
-        weights.update({f"model.layers.{i}.{name}.weight": w for name, w in {
+        weights.update({f"model.layers.{i}.{name}": w for name, w in {
             "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": b.proj.weight,
             "self_attn.q_norm": b.q_norm.weight, "self_attn.k_norm": b.k_norm.weight, "mlp.gate_proj": gate,
             "mlp.up_proj": up, "mlp.down_proj": b.down.weight, "input_layernorm": b.norm1.weight,
             "post_attention_layernorm": b.norm2.weight}.items()})
-    twin.load_state_dict({name: w.detach().clone() for name, w in weights.items()})
+    twin.load_state_dict({f"{name}.weight": w.detach().clone() for name, w in weights.items()})
     return twin
 
 
 def seconds(work, repeat=3, threads=1):
     """The best of some repeats, with torch on so many threads: noise on a shared machine only ever adds."""
     torch.set_num_threads(threads)
-    best = math.inf
-    for _ in range(repeat):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best
+    return min(timeit.repeat(work, number=1, repeat=repeat))
 
 
 def library_rate(twin, prompts, longest, least):
@@ -1286,46 +1264,48 @@ def made_up_rollouts(prompts, rng):
             for p in prompts for n in rng.choices((4, 8, 20, 40, 60, 80), k=8)]
 
 
+def learning_step(model, cfg, rollouts, dtype, longest):
+    """(what computes the gradient of an update, the tokens it reads); rows up to `longest` share a prompt."""
+    import train  # train imports this module; by now it is loaded
+    batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg, longest)
+    return (lambda: train.accumulate(model, batches, lambda m, b: train.rollout_loss(m, b, cfg), dtype),
+            sum(int(b[0].ne(PAD).sum()) for b in batches))
+
+
 def bench_ladders(model, cfg, prompts):
     """(sampling, learning): [(rung, tokens/s)], each rung the one before and one idea; and the share of tokens that
     sharing prompts saves. Learning counts a try's tokens with its prompt, whether it shares that or not."""
-    import model as network
-    import train  # train imports this module; by now it is loaded
-    rng, threads, cores = random.Random(1), network.THREADS, os.cpu_count() or 1
-    many = GPT(replace(model.config, n_kv_head=cfg.n_head))
-    apart, work = [p for p in prompts for _ in range(8)], len(prompts) * 8 * STEPS
-    sampling, learning = [("sampling: no cache, a row at a time", 4 * STEPS / seconds(
-        lambda: generate_naive(model, prompts[:4], STEPS, tries=1, stop=-1), 1, cores))], []
+    import train
+    threads, cores, half = network.THREADS, os.cpu_count() or 1, "+ products in " + cfg.dtype
+    many, apart = GPT(replace(model.config, n_kv_head=cfg.n_head)), [p for p in prompts for _ in range(8)]
+    naive = seconds(lambda: generate_naive(model, prompts[:4], STEPS, stop=-1), 1, cores)
+    sampling = [("sampling: no cache, a row at a time", 4 * STEPS / naive)]
     for name, net, asked, tries, dtype, n in (
             ("+ static cache, 384 rows a step", many, apart, 1, "float32", 1),
             ("+ tries of a task share its prompt", many, prompts, 8, "float32", 1),
             ("+ one key and value head", model, prompts, 8, "float32", 1),
-            ("+ products in " + cfg.dtype, model, prompts, 8, cfg.dtype, 1),
-            ("+ a thread a core", model, prompts, 8, cfg.dtype, threads)):
-        network.THREADS = n
-        sampling.append((name, work / seconds(
-            lambda: generate(net, asked, STEPS, tries=tries, stop=-1, dtype=dtype), 2)))
-    rollouts = made_up_rollouts(prompts, rng)
+            (half, model, prompts, 8, cfg.dtype, 1), ("+ a thread a core", model, prompts, 8, cfg.dtype, threads)):
+        spent = seconds(lambda: generate(net, asked, STEPS, tries=tries, stop=-1, threads=n, dtype=dtype), 2)
+        sampling.append((name, len(apart) * STEPS / spent))
+    rollouts = made_up_rollouts(prompts, random.Random(1))
     rows, twin = [r.prompt + r.reply for r in rollouts], copy.deepcopy(model)
     real, adam = sum(map(len, rows)), torch.optim.AdamW(twin.parameters(), lr=1e-4)
-    for name, dtype, longest, n in (("+ rows of like length, reply's logits", "float32", 0, 1),
-                                    ("+ products in " + cfg.dtype, cfg.dtype, 0, 1),
-                                    ("+ tries of a task share a row", cfg.dtype, train.SHARED, 1),
-                                    ("+ a thread a core", cfg.dtype, train.SHARED, threads)):
-        network.THREADS = n
-        batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg, longest)
-        read = sum(int(b[0].ne(PAD).sum()) for b in batches)
-        learning.append((name, real / seconds(lambda: train.accumulate(
-            model, batches, lambda m, b: train.rollout_loss(m, b, cfg), dtype), 2)))
     plain = seconds(lambda: [plain_step(twin, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1, cores)
-    return sampling, [("learning: padded batches, all logits", real / plain), *learning], 1 - read / real
+    learning = [("learning: padded batches, all logits", real / plain)]
+    for name, dtype, longest, n in (
+            ("+ rows of like length, reply's logits", "float32", 0, 1), (half, cfg.dtype, 0, 1),
+            ("+ tries of a task share a row", cfg.dtype, train.SHARED, 1),
+            ("+ a thread a core", cfg.dtype, train.SHARED, threads)):
+        network.THREADS = n
+        step, read = learning_step(model, cfg, rollouts, dtype, longest)
+        learning.append((name, real / seconds(step, 2)))
+    return sampling, learning, 1 - read / real
 
 
 def bench_device(cfg, tasks=256, size=8192):
     """Sampling and learning at the gpu preset's size on cfg.device, beside what that could do at best. A decode step
     reads at least all matrices and the cached keys and values of every row, so bytes over bandwidth is its roofline;
     for learning it is a large matrix product."""
-    import model as network
     import train
     wait, rng = torch.cuda.synchronize if cfg.device == "cuda" else lambda: None, random.Random(0)
     torch.manual_seed(0)
@@ -1354,10 +1334,8 @@ def bench_device(cfg, tasks=256, size=8192):
     step_bytes = a.element_size() * (model.num_params() + tasks * 8 * values)
     rollouts = made_up_rollouts(prompts * 2, rng)
     real = sum(len(r.prompt) + len(r.reply) for r in rollouts)
-    batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg)
-    read = sum(int(b[0].ne(PAD).sum()) for b in batches)
-    learnt = real * rate(lambda: train.accumulate(
-        model, batches, lambda m, b: train.rollout_loss(m, b, cfg), cfg.dtype))
+    step, read = learning_step(model, cfg, rollouts, cfg.dtype, train.SHARED)
+    learnt = real * rate(step)
     return {"weights": model.num_params(), "peak_tflops": peak / 1e12, "bandwidth_gb_s": bandwidth / 1e9,
             "sampled_tokens_per_s": graph, "eager_tokens_per_s": eager, "naive_tokens_per_s": naive,
             "share_of_roofline": step_bytes / bandwidth * graph / (tasks * 8), "learnt_tokens_per_s": learnt,
@@ -1368,42 +1346,36 @@ def bench(folder):
     """Sampling, learning and executing on this machine's CPU at the cpu preset's size, each beside its naive path, and
     as a share of what a large matrix product reaches here; then bench_device, on a GPU. Prints a table, writes
     bench.json."""
-    import executor
-    import model as network
     import train
     train.tune_allocator()
     cores = os.cpu_count() or 1
     network.THREADS = max(1, min(8, cores))
     cfg, _ = train.parse(["--preset", "cpu", "--device", "cpu"])
     torch.manual_seed(0)
-    rng = random.Random(0)
-    model = train.new_model(cfg)
+    rng, model = random.Random(0), train.new_model(cfg)
     a = torch.randn(2048, 2048, dtype=getattr(torch, cfg.dtype))
     peak = 2 * 2048 ** 3 / seconds(lambda: a @ a, 10, cores)                # FLOP/s
     prompts = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(192)]
     sampling, learning, shared = bench_ladders(model, cfg, prompts)
-    flops, naive, fast = model.flops_per_token(80), sampling[0][1], sampling[-1][1]
-    plain, learnt = learning[0][1], learning[-1][1]
+    naive, fast, plain, learnt = (rungs[end][1] for rungs in (sampling, learning) for end in (0, -1))
+    flops = model.flops_per_token(80)
     s = {"tokens_per_s": fast, "naive_tokens_per_s": naive, "ratio": fast / naive, "rollouts_per_s": fast / STEPS,
          "share_of_peak": fast * flops / peak, **bench_library(model, cfg, prompts)}
     t = {"tokens_per_s": learnt, "plain_tokens_per_s": plain, "ratio": learnt / plain, "prompts_shared": shared,
          "share_of_peak": 3 * (1 - shared) * learnt * flops / peak}
     p = executor.bench()
-    library, uneven = s["library_tokens_per_s"], s["uneven_tokens_per_s"]
     print(f"{cores} cores, {cfg.dtype}, matrix products at {peak / 1e9:,.0f} GFLOP/s, {model.num_params():,} weights\n")
     print(f"{'':22}{'fast':>12}{'naive':>12}{'ratio':>9}{'of limit':>10}")
-    for name, fast_, naive_, share in (
+    for name, ours, other, share in (
             ("sampled tokens/s", fast, naive, s["share_of_peak"]),
-            ("  rollouts/s", fast / STEPS, naive / STEPS, None), ("  beside transformers", fast, library, None),
-            ("  of uneven length", uneven, s["uneven_library_tokens_per_s"], None),
+            ("  rollouts/s", fast / STEPS, naive / STEPS, None),
+            ("  beside transformers", fast, s["library_tokens_per_s"], None),
+            ("  of uneven length", s["uneven_tokens_per_s"], s["uneven_library_tokens_per_s"], None),
             ("learnt tokens/s", learnt, plain, t["share_of_peak"]),
             ("checked programs/s", p["checked_per_s"], p["fresh_process_per_s"], p["share_of_limit"])):
-        if naive_:                              # 0 where transformers is not installed
-            print(f"{name:22}{fast_:12,.0f}{naive_:12,.0f}{fast_ / naive_:8.1f}x"
-                  + (f"{share:10.1%}" if share is not None else ""))
-    print("\nladder, tokens/s")
-    for name, rate in sampling + learning:
-        print(f"  {name:40}{rate:10,.0f}")
+        if other:                               # 0 where transformers is not installed
+            print(f"{name:22}{ours:12,.0f}{other:12,.0f}{ours / other:8.1f}x" + (f"{share:10.1%}" if share else ""))
+    print("\nladder, tokens/s", *(f"  {name:40}{rate:10,.0f}" for name, rate in sampling + learning), sep="\n")
     print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n\n"
           "naive: sampling without a cache, one row at a time; learning in padded float32 batches with all logits;\n"
           "a fresh interpreter for each program. limit: the matrix peak; programs run bare, twice, on all cores.\n"
@@ -1412,15 +1384,15 @@ def bench(folder):
     gpu = None
     if torch.cuda.is_available():
         gpu = bench_device(train.parse(["--preset", "gpu"])[0])
-        print(f"\n{torch.cuda.get_device_name()}, {gpu['weights']:,} weights, {gpu['peak_tflops']:,.0f} TFLOP/s, "
-              f"{gpu['bandwidth_gb_s']:,.0f} GB/s\n  sampled tokens/s: graph {gpu['sampled_tokens_per_s']:,.0f}, eager "
-              f"{gpu['eager_tokens_per_s']:,.0f}, naive {gpu['naive_tokens_per_s']:,.0f}; "
-              f"{gpu['share_of_roofline']:.0%} of the memory roofline\n  learnt tokens/s: "
-              f"{gpu['learnt_tokens_per_s']:,.0f}; {gpu['model_flops_utilisation']:.0%} of the matrix peak (MFU)")
+        print("\n{name}, {weights:,} weights, {peak_tflops:,.0f} TFLOP/s, {bandwidth_gb_s:,.0f} GB/s\n"
+              "  sampled tokens/s: graph {sampled_tokens_per_s:,.0f}, eager {eager_tokens_per_s:,.0f}, naive "
+              "{naive_tokens_per_s:,.0f}; {share_of_roofline:.0%} of the memory roofline\n  learnt tokens/s: "
+              "{learnt_tokens_per_s:,.0f}; {model_flops_utilisation:.0%} of the matrix peak (MFU)"
+              .format(name=torch.cuda.get_device_name(), **gpu))
     path = os.path.join(folder, "bench.json")
-    write_text(path, json.dumps({"command": "python eval.py --bench", "machine": {
-        "cores": cores, "dtype": cfg.dtype, "peak_gflops": peak / 1e9, "torch": torch.__version__},
-        "sample": s, "learn": t, "execute": p, "ladder": sampling + learning, "gpu": gpu}, indent=1))
+    machine = {"cores": cores, "dtype": cfg.dtype, "peak_gflops": peak / 1e9, "torch": torch.__version__}
+    write_text(path, json.dumps({"command": "python eval.py --bench", "machine": machine, "sample": s, "learn": t,
+                                 "execute": p, "ladder": sampling + learning, "gpu": gpu}, indent=1))
     print(f"wrote {path}")
 
 
@@ -1430,21 +1402,20 @@ def bench(folder):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="eval.py", description="Measure, compare and show runs.", allow_abbrev=False)
-    parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
+    one.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
+    one.add_argument("--report", metavar="RUN", help="write RUN/report.html")
+    one.add_argument("--bench", action="store_true", help="measure sampling, learning and executing")
     parser.add_argument("--tasks", metavar="FILE", help="with RUN: measure on a file in CRUXEval's format instead")
-    parser.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
     parser.add_argument("--keep", metavar="DIR", help="with --compare: leave a small record of each run in DIR; such "
                         "records can stand in a run's place")
-    parser.add_argument("--report", metavar="RUN", help="write RUN/report.html")
-    parser.add_argument("--bench", action="store_true", help="measure sampling, learning and executing")
     parser.add_argument("--out", help="where --compare and --bench write (default: results/ if there is one, else .)")
     parser.add_argument("--write", action="store_true", help="replace RUN/eval.json; else written only if absent")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--unsafe_executor", action="store_true", help="run programs without the kernel wall")
     parser.error = lambda message: fail(f"{message}; see --help")
     args = parser.parse_args(argv)
-    if sum(x is not None for x in (args.run, args.compare, args.report, args.bench or None)) != 1:
-        fail("give one of: RUN, --compare RUN ..., --report RUN, --bench; see --help")
     if args.tasks is not None and args.run is None:
         fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
     out = args.out or ("results" if os.path.isdir("results") else ".")
@@ -1454,31 +1425,32 @@ def main(argv=None):
         return compare(args.compare, out, args.keep)
     if args.report is not None:
         return print(report(args.report))
-    if args.device == "cuda" and not torch.cuda.is_available():
+    cuda = args.device != "cpu" and torch.cuda.is_available()
+    if args.device == "cuda" and not cuda:
         fail("--device cuda: no CUDA here; leave --device out to use the CPU")
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)  # the sampler runs chunks on threads of its own
-    if device == "cuda":
+    if cuda:
         torch.set_float32_matmul_precision("high")  # TF32, as in train.py
-    config, model, base = load_run(args.run, device)
-    if config["max_new"] >= model.config.block_size:
-        fail(f"{args.run}/config.json: max_new {config['max_new']} fills all {model.config.block_size} tokens")
+    config, model, base = load_run(args.run, "cuda" if cuda else "cpu")
+    max_new, samples, n_inputs = config["max_new"], config["samples"], config["n_inputs"]
+    if max_new >= model.config.block_size:
+        fail(f"{args.run}/config.json: max_new {max_new} fills all {model.config.block_size} tokens")
     try:
         ex = Executor(unsafe=args.unsafe_executor)
     except RuntimeError as e:
         fail(e)
     with ex:
         if args.tasks is not None:
-            return run_tasks(model, ex, args.tasks, config["max_new"], config["samples"])
+            return run_tasks(model, ex, args.tasks, max_new, samples)
         start = time.perf_counter()
-        suite = build_suite(ex, config["suite_n"], config["n_inputs"], config["large"])
-        people = people_suite(ex, config["n_inputs"])
-        print(f"{sum(map(len, suite.values()))} held-out tasks and {len(people)} of people's, {1 + config['samples']} "
+        suite = build_suite(ex, config["suite_n"], n_inputs, config["large"])
+        people = people_suite(ex, n_inputs)
+        print(f"{sum(map(len, suite.values()))} held-out tasks and {len(people)} of people's, {1 + samples} "
               f"replies each, {'one model' if base is None else 'two models'} ...", file=sys.stderr, flush=True)
-        before, after = (None if m is None else measure(m, ex, suite, people, config["max_new"], config["samples"])
+        before, after = (None if m is None else measure(m, ex, suite, people, max_new, samples)
                          for m in (base, model))
     result = join(before, after)
-    print_result(result, model, config["max_new"])
+    print_result(result, model, max_new)
     path = os.path.join(args.run, "eval.json")
     if args.write or not os.path.exists(path):
         write_text(path, json.dumps(result))
