@@ -36,6 +36,7 @@ import sys
 import time
 import timeit
 import zipfile
+from contextlib import suppress
 from dataclasses import fields, replace
 
 import numpy as np
@@ -43,7 +44,6 @@ import torch
 
 import executor
 import model as network
-from executor import Executor
 from model import END, GPT, GPTConfig, PAD, VOCAB_SIZE, generate, generate_naive, pad_rows
 from selfplay import (KINDS, MAX_DEPTH, Rollout, Task, draw_programs, judge_answers, make_tasks, parse_answer,
                       solve_prompt)
@@ -98,9 +98,9 @@ def pass_at_k(right, n, k):
 
 
 def interval(cells, draws=2000):
-    """[low, high], the 95 % bootstrap interval of the mean of the cells' means. cells: arrays with one figure a task;
-    tasks are drawn anew within their cell, because the cells (kinds, depths) are fixed and only the tasks are a sample.
-    A cell whose tasks all agree has an interval of width 0: the bootstrap cannot see what it never met."""
+    """[low, high], the 95 % bootstrap interval of the mean of the cells' means. cells: arrays of a figure a task; drawn
+    anew within their cell, for only the tasks are a sample, kinds and depths are fixed. Where all tasks of a cell agree
+    its interval has width 0: the bootstrap cannot see what it never met."""
     rng, total = np.random.default_rng(SUITE_SEED), np.zeros(draws)
     for cell in map(np.asarray, cells):
         total += cell[rng.integers(0, len(cell), (draws, len(cell)))].mean(1) / len(cells)  # (draws, tasks) -> (draws,)
@@ -146,25 +146,23 @@ def evaluate(model, ex, suite, max_new, samples=16, seed=SUITE_SEED, counts=None
     return table
 
 
-def value(record, *path, kind=object):
+def at_path(record, *path, kind=object):
     """What parsed JSON holds at a path of keys, if of that kind, else None: logs may be torn, old, or a stranger's."""
-    for key in path:
-        try:
+    with suppress(*MISSING):
+        for key in path:
             record = record[key]
-        except MISSING:
-            return None
-    return record if isinstance(record, kind) else None
+        return record if isinstance(record, kind) else None
 
 
 def number(record, *path):
     """The finite number at a path of keys, else None."""
-    found = value(record, *path, kind=(int, float))
+    found = at_path(record, *path, kind=(int, float))
     return float(found) if found is not None and abs(found) < 1e15 else None
 
 
 def listed(record, *path):
     """The list at a path of keys, else an empty one."""
-    return value(record, *path, kind=list) or []
+    return at_path(record, *path, kind=list) or []
 
 
 def mean(values):
@@ -183,23 +181,21 @@ def shares(cell, metric):
 
 
 def gain(base, final, metric, counts=None, cells=MEAN_CELLS["all"]):
-    """(final - base as a share, its 95 % interval) over cells; None for what the tables do not give. Paired: the
-    difference is taken task by task, so how hard a task is cancels out. counts: {"base": ..., "final": ...} as evaluate
-    collects them; pass@16 has no interval."""
+    """(final - base as a share, its 95 % interval) over cells; None for what the tables or counts, {"base", "final"} as
+    evaluate collects them, do not give. Paired: how hard a task is cancels out. pass@16 has no interval."""
     before, after = mean_at(base, metric, *cells), mean_at(final, metric, *cells)
     if before is None or after is None:
         return None, None
-    try:
-        ci = None if metric == "pass@16" else interval([
-            shares(counts["final"][k][d], metric) - shares(counts["base"][k][d], metric) for k, d in cells])
-    except MISSING:
-        ci = None
+    ci = None
+    with suppress(*MISSING):
+        if metric != "pass@16":
+            ci = interval([shares(counts["final"][k][d], metric) - shares(counts["base"][k][d], metric)
+                           for k, d in cells])
     return after - before, ci if ci and max(map(abs, ci)) <= 1 else None
 
 
 def measure(model, ex, suite, people, max_new, samples=16):
-    """All that one model is asked: {"table", "counts", "people"}. Plain JSON, so the base's may be kept beside its
-    weights and shared by every run that starts from it."""
+    """All that one model is asked, as JSON, so that a base's may be kept beside its weights for every run from it."""
     counts = {}
     table = evaluate(model, ex, suite, max_new, samples, counts=counts)
     cells = {(k, "people"): [t for t in people if t.kind == k] for k in sorted({t.kind for t in people})}
@@ -224,7 +220,7 @@ def percent(share, sign=""):
     return "-" if share is None else f"{100 * share:{sign}.1f}".replace("-0.0", "+0.0")
 
 
-def between(ci, sign=""):
+def brackets(ci, sign=""):
     return f" [{percent(ci[0], sign)}, {percent(ci[1], sign)}]" if ci else ""
 
 
@@ -243,7 +239,7 @@ def table_lines(base, final, counts=None, people=None):
     lines.append(row("all        1-5", base, final, *MEAN_CELLS["all"]))
     if people:
         lines.append("functions as people write them")
-        before = {k: value(people, k, "base") for k in KINDS}
+        before = {k: at_path(people, k, "base") for k in KINDS}
         lines += [row(k, before, people, (k,)) for k in KINDS]
     if base:
         lines += ["", "gain in points over depths 1-5, with its paired 95 % interval over tasks"]
@@ -269,9 +265,9 @@ def say_too_long(model, max_new, cells, whose):
 def print_result(result, model, max_new):
     """The table of an eval.json, and what was asked without room for an answer."""
     print("\n".join(table_lines(result.get("base"), result["final"], result["counts"], result["people"])), flush=True)
-    for whose, cells in (("the suite's", [c for t in result["final"].values() for c in t.values()]),
-                         ("people's", result["people"].values())):
-        say_too_long(model, max_new, cells, whose)
+    say_too_long(model, max_new, [c for t in result["final"].values() for c in t.values()], "the suite's")
+    say_too_long(model, max_new, result["people"].values(), "people's")
+
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -491,31 +487,21 @@ def write_text(path, text):
         fail(f"cannot write {path} ({error.strerror}); free some space or choose another folder")
 
 
-def json_object(text):
-    """The JSON object that a text or bytes hold, else None."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
 def read_json(path):
     """A JSON object, or None: missing, torn and foreign files look alike here."""
-    try:
-        with open(path, "rb") as f:
-            return json_object(f.read())
-    except (OSError, ValueError):  # ValueError: no name of a file
-        return None
+    with suppress(OSError, ValueError, RecursionError), open(path, "rb") as f:
+        data = json.loads(f.read())
+        return data if isinstance(data, dict) else None
 
 
 def read_metrics(folder):
     """The objects of metrics.jsonl; lines that are none (the last may be torn) are left out."""
-    try:
-        with open(os.path.join(folder, "metrics.jsonl"), "rb") as f:
-            return [record for record in map(json_object, f) if record is not None]
-    except OSError:
-        return []
+    records = []
+    with suppress(OSError), open(os.path.join(folder, "metrics.jsonl"), "rb") as f:
+        for line in f:
+            with suppress(ValueError, RecursionError):
+                records.append(json.loads(line))
+    return [r for r in records if isinstance(r, dict)]
 
 
 def load(path, wanted):
@@ -535,8 +521,8 @@ def load(path, wanted):
 
 
 def load_gpt(path, config, state):
-    """A GPT with these weights; fails unless types, names and shapes are exactly those of the config and all is finite.
-    It is tried without memory first, so a stranger's huge sizes are refused before they cost anything."""
+    """A GPT with these weights, if types, names and shapes are exactly those of the config and all is finite; tried
+    without memory first, so a stranger's huge sizes are refused before they cost anything."""
     try:
         c = GPTConfig(**config)
         for f in fields(GPTConfig):
@@ -582,24 +568,29 @@ def read_tasks(ex, path):
     One JSON object a line with the strings code (defines f), input (what stands between the brackets of the call) and
     output (a literal); `id` is not used. A line that is not that, or whose program does not give that output, is named
     on stderr by its number and left out."""
-    rows, wrong, tasks = {}, {}, []  # rows: {number of the line: its object}; wrong: {number: what is wrong with it}
+    rows, wrong, tasks = [], {}, []  # rows: (number of the line, its object); wrong: {number: what is wrong with it}
     try:
         with open(path, "rb") as f:
             for n, line in enumerate(iter(lambda: f.readline(LINE_LIMIT), b""), 1):
-                rows[n] = json_object(line)
-                lacks = [k for k in ("code", "input", "output") if value(rows[n], k, kind=str) is None]
                 if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
                     wrong[n] = f"longer than {LINE_LIMIT} bytes"
                     while line and not line.endswith(b"\n"):
                         line = f.readline(LINE_LIMIT)
-                elif lacks:
-                    wrong[n] = "no JSON object" if rows[n] is None else f"no text under {', '.join(lacks)}"
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as e:
+                    wrong[n] = f"not JSON ({e})"
+                    continue
+                lacks = [k for k in ("code", "input", "output") if at_path(row, k, kind=str) is None]
+                if lacks:
+                    wrong[n] = f"no text under {', '.join(lacks)}"
+                else:
+                    rows.append((n, row))
     except OSError as e:
         fail(f"cannot read {path} ({e.strerror}); give a file with one JSON object a line")
-    good = {n: row for n, row in rows.items() if n not in wrong}
-    results = ex.run([(row["code"], row["input"]) for row in good.values()])
-    wanted = ex.literals([row["output"] for row in good.values()])
-    for (n, row), r, want in zip(good.items(), results, wanted):
+    results = ex.run([(row["code"], row["input"]) for _, row in rows])
+    for (n, row), r, want in zip(rows, results, ex.literals([row["output"] for _, row in rows])):
         if not r.ok:
             wrong[n] = f"the program gives no output ({r.error})"
         elif not want.ok or want.loose != r.loose:  # loose: the file's author compared with ==
@@ -621,10 +612,9 @@ def run_tasks(model, ex, path, max_new, samples):
     print(f"{os.path.basename(path)}: {len(tasks) // 2} tasks, {bad} lines skipped; percent right, 95 % intervals")
     for k in kinds:
         cell = table[k]["file"]
-        print(f"{k:10}" + "".join(f"  {m} {percent(cell[m])}{between(cell.get(m + '_ci'))}"
+        print(f"{k:10}" + "".join(f"  {m} {percent(cell[m])}{brackets(cell.get(m + '_ci'))}"
                                   for m in ("greedy", "pass@1", "pass@4", "pass@16") if m in cell))
     say_too_long(model, max_new, [table[k]["file"] for k in kinds], "the file's")
-    return table
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -634,8 +624,7 @@ OWN = set("seed command name commit date machine note eval_every save_every show
 
 
 def read_record(path):
-    """What a finished run comes to, small enough to keep in a repository; from its folder, or from a file that --keep
-    wrote."""
+    """What a run comes to, small enough to keep in a repository; from its folder, or a file that --keep wrote."""
     if os.path.isfile(path):
         return read_json(path) or {}
     config, result = (read_json(os.path.join(path, f)) or {} for f in ("config.json", "eval.json"))
@@ -649,8 +638,7 @@ def read_record(path):
 
 
 def read_runs(paths):
-    """One dict a path that holds a finished run (its figures, its setting, its record); the others are named on
-    stderr."""
+    """A dict for each finished run (its figures, its setting, its record); other paths are named on stderr."""
     runs = []
     for path in paths:
         record = read_record(path)
@@ -667,14 +655,15 @@ def read_runs(paths):
                 low, high = (number(record, "gain", m, k, 1, i) for i in (0, 1))
                 run |= {"gain " + label: number(record, "gain", m, k, 0),
                         "ci " + label: None if None in (low, high) else (low, high)}
+        run["seed"], why = str(config.get("seed", path)), ""
         if None in (run["greedy"], run["pass@1"], run["gain greedy"], run["gain pass@1"], run["gain pass@1 deep"]):
-            print(f"{path}: no finished run (eval.json with base and final); skipped", file=sys.stderr)
-            continue
-        run["seed"] = str(config.get("seed", path))
-        if any(all(run[k] == r[k] for k in ("name", "setting", "seed")) for r in runs):
-            print(f"{path}: setting and seed of a run before it, so no new evidence; skipped", file=sys.stderr)
-            continue
-        runs.append(run)
+            why = "no finished run (eval.json with base and final)"
+        elif any(all(run[k] == r[k] for k in ("name", "setting", "seed")) for r in runs):
+            why = "setting and seed of a run before it, so no new evidence"
+        if why:
+            print(f"{path}: {why}; skipped", file=sys.stderr)
+        else:
+            runs.append(run)
     return runs
 
 
@@ -736,7 +725,7 @@ def compare_table(tables, brief=False):
         return " ".join(str(text).split()).replace("|", "\\|")
 
     def rise(r, m):
-        return percent(r["gain " + m], "+") + between((r[f"gain {m} low"], r[f"gain {m} high"]), "+")
+        return percent(r["gain " + m], "+") + brackets((r[f"gain {m} low"], r[f"gain {m} high"]), "+")
 
     def give(share, half, sign=""):
         return percent(share, sign) + (f" \u00b1 {percent(half)}" if half is not None else "")
@@ -811,6 +800,7 @@ svg text.name { fill: var(--ink); }
 .line.c0, .line.c1, .line.c2, .line.c3 { fill: none; } .hollow { fill: var(--paper); stroke-width: 1.5; }
 """
 WIDE, LEFT, TOP, LOW = 420, 52, 28, 204  # a chart's width, and where its axes stand
+LOOKS = ("c0 d0", "c1 d1", "c2 d2", "c3 d3")  # of a chart's lines, where it names no others
 
 
 def esc(text):
@@ -840,24 +830,24 @@ def widen(values, span=None):
     return (low, high) if high - low > 1e-9 * max(1, abs(low), abs(high)) else (low, low + 1)
 
 
-def chart(title, unit, series, x_unit="step", span=None):
-    """An inline SVG of series [(label, classes, [(x, y) or (x, y, low, high)], mark)]; mark: line, both (line and dots)
-    or bars. A point's low and high become a whisker."""
-    drawn, high = plot(unit, series, x_unit, span)
+def chart(title, unit, lines, x_unit="step", span=None, mark="line", looks=LOOKS):
+    """An inline SVG of lines {label: [(x, y) or (x, y, low, high)]}; low and high become a whisker. mark: line, both
+    (line and dots) or bars."""
+    drawn, high = plot(unit, lines, x_unit, span, mark, looks)
     if not drawn:
         return f'<figure><figcaption>{esc(title)}</figcaption><p class="soft">not recorded in this run</p></figure>'
     return (f'<figure><figcaption>{esc(title)}</figcaption><svg viewBox="0 0 {WIDE} {high}" role="img" '
             f'aria-label="{esc(title)}">{drawn}</svg></figure>')
 
 
-def plot(unit, series, x_unit, span):
+def plot(unit, lines, x_unit, span, mark="line", looks=LOOKS):
     """(SVG elements, height) of a chart WIDE units wide; ("", 0) where there is nothing to draw."""
-    series = [(label, look, [p if None not in p else p[:2] for p in points if None not in p[:2]], mark)
-              for label, look, points, mark in series]
+    series = [(label, look, [p if None not in p else p[:2] for p in points if None not in p[:2]])
+              for look, (label, points) in zip(looks, lines.items())]
     series = [s for s in series if s[2]]
     if not series:
         return "", 0
-    bars, xs = series[0][3] == "bars", sorted({p[0] for s in series for p in s[2]})
+    bars, xs = mark == "bars", sorted({p[0] for s in series for p in s[2]})
     wide = 0.5 if bars else 0.2 if any(len(p) > 2 for s in series for p in s[2]) else 0  # room beside the outer points
     margin = wide * (xs[-1] - xs[0]) / (len(xs) - 1) if len(xs) > 1 else 1
     x0, x1 = xs[0] - margin, xs[-1] + margin
@@ -876,7 +866,7 @@ def plot(unit, series, x_unit, span):
     for v in ticks(xs[0], xs[-1]) if len(xs) > 1 else xs:
         out.append(f'<text x="{px(v):.1f}" y="{LOW + 16}" text-anchor="middle">{short(v)}</text>')
     row = (3, 122) if len(series) % 2 else (2, 170)  # of the legend: entries, and the width of one
-    for i, (label, look, points, mark) in enumerate(series):
+    for i, (label, look, points) in enumerate(series):
         # whiskers and bars of different series stand side by side
         width = 0.8 * (px(x1) - px(x0)) / len(xs) / len(series) if bars else 4 if any(len(p) > 2 for p in points) else 0
         shift = (i - (len(series) - 1) / 2) * width
@@ -909,13 +899,11 @@ def curves_svg(records):
         return {x: y for x, y in points if None not in (x, y)}
     out, high = [], 0
     for i, m in enumerate(METRICS[:2]):
-        lines = []
-        for j, k in enumerate(KINDS):
+        lines = {}
+        for k in KINDS:
             curves = [points_of(r, m, k) for r in records]
-            steps = sorted(set.intersection(*map(set, curves)))
-            points = [(x, sum(c[x] for c in curves) / len(curves), min(c[x] for c in curves), max(c[x] for c in curves))
-                      for x in steps]
-            lines.append((k, f"c{j} d{j}", points, "line"))
+            over = [(x, [c[x] for c in curves]) for x in sorted(set.intersection(*map(set, curves)))]
+            lines[k] = [(x, mean(ys), min(ys), max(ys)) for x, ys in over]
         drawn, size = plot(f"{m}, share right at depths 1-5", lines, "step of self-play", (0, 1))
         out.append(f'<g transform="translate({i * (WIDE + 10)})">{drawn}</g>')
         high = max(high, size)
@@ -941,14 +929,14 @@ def compare_svg(tables):
             name = r["name"] if len(r["name"]) < 27 else r["name"][:25] + ".."
             out.append(f'<text class="name" x="8" y="{y + 17}">{esc(name)}</text>')
             for j, (m, label) in enumerate(lines):
-                at, mean, low = y + 13 * j, 100 * r["gain " + m], r[f"gain {m} low"]
-                out.append(f'<text x="606" y="{at + 4}">{label} {mean:+.1f}</text>')
+                at, rise, low = y + 13 * j, 100 * r["gain " + m], r[f"gain {m} low"]
+                out.append(f'<text x="606" y="{at + 4}">{label} {rise:+.1f}</text>')
                 if low is not None:
                     ends = px(100 * low), px(100 * r[f"gain {m} high"])
                     out.append(f'<path class="line c{j} d{j}" d="M{ends[0]:.1f} {at}H{ends[1]:.1f}"/>')
                 out += [f'<circle class="c{j} hollow" cx="{px(100 * v):.1f}" cy="{at}" r="3"/>'
                         for v in r[f"gain {m} by seed"]]
-                out.append(f'<circle class="c{j}" cx="{px(mean):.1f}" cy="{at}" r="4"/>')
+                out.append(f'<circle class="c{j}" cx="{px(rise):.1f}" cy="{at}" r="4"/>')
             y += 46
     return standalone(740, high, "".join(out))
 
@@ -977,9 +965,9 @@ dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, monospace; m
 """
 
 
-def by_kind(*path):
-    """A line for each kind, whose name stands for the {} of the path."""
-    return {k: [key.format(k) for key in path] for k in KINDS}
+def by_kind(key, last="{}"):
+    """A line for each kind, whose name stands for the {}."""
+    return {k: (key, last.format(k)) for k in KINDS}
 
 
 CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label of a line: its path in metrics.jsonl})])
@@ -988,13 +976,12 @@ CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label o
      [("proposer", "mean reward", None, by_kind("reward", "propose/{}")),
       ("solver", "mean reward", None, by_kind("reward", "solve/{}"))]),
     ("What it proposes", "Novel: the program was not known yet. Learnable: solved by some tries but not by all.",
-     [("valid proposals", "share", (0, 1), by_kind("valid", "{}")),
-      ("novel proposals", "share", (0, 1), by_kind("novel", "{}")),
-      ("learnable among the valid", "share", (0, 1), by_kind("learnable", "{}")),
-      ("depth of valid programs", "mean lines", None, by_kind("lines", "{}")),
-      ("size of valid programs", "mean nodes of the syntax tree", None, by_kind("nodes", "{}")),
-      ("cyclomatic complexity of valid programs", "1 + decisions", None, by_kind("cyclomatic", "{}")),
-      ("distance to the references", "share of lines they lack", (0, 1), by_kind("distance", "{}")),
+     [("valid proposals", "share", (0, 1), by_kind("valid")), ("novel proposals", "share", (0, 1), by_kind("novel")),
+      ("learnable among the valid", "share", (0, 1), by_kind("learnable")),
+      ("depth of valid programs", "mean lines", None, by_kind("lines")),
+      ("size of valid programs", "mean nodes of the syntax tree", None, by_kind("nodes")),
+      ("cyclomatic complexity of valid programs", "1 + decisions", None, by_kind("cyclomatic")),
+      ("distance to the references", "share of lines they lack", (0, 1), by_kind("distance")),
       ("different programs in a step", "share", (0, 1), {"distinct": ("diversity", "programs")}),
       ("variety of the outputs", "entropy, bits", None, {"outputs": ("diversity", "answers")})]),
     ("Length of the replies", "Thoughts grow where thinking pays. Length that runs away is a fault: see the tasks.",
@@ -1016,8 +1003,8 @@ def curve(records, path, limit=240):
     points = [(number(r, "step"), number(r, *path)) for r in records]
     points = [p for p in points if None not in p]
     keep, top, weight, out = 1 - 1 / max(1, len(points) / 30), 0.0, 0.0, []
-    for step, value in points:
-        top, weight = keep * top + value, keep * weight + 1  # the weighted mean: unbiased from the first point on
+    for step, y in points:
+        top, weight = keep * top + y, keep * weight + 1  # the weighted mean: unbiased from the first point on
         out.append((step, top / weight))
     thin = out[::max(1, -(-len(out) // limit))]
     return thin if thin[-1:] == out[-1:] else thin + out[-1:]
@@ -1026,47 +1013,45 @@ def curve(records, path, limit=240):
 def held_out(records, result, metric, kind):
     """[(step, accuracy)] on the first SMALL held-out tasks a depth, depths 1-5: the small evaluations along the run,
     and at both ends the same tasks of the full suite."""
-    def at(end):
-        try:
+    def share(end):
+        with suppress(*MISSING):
             cells = [shares(result["counts"][end][k][d], metric)[:SMALL] for k, d in MEAN_CELLS[kind]]
-            share = float(mean([sum(cell) / len(cell) for cell in cells]))
-            return share if 0 <= share <= 1 else None
-        except MISSING:
-            return None
-    last = max([number(r, "step") or 0 for r in records], default=0)
-    between = [((number(r, "step") or 0) + 1, number(r, "eval", kind, metric)) for r in records]
-    points = [(0, at("base")), *between, (last + 1, at("final"))]
+            right = float(mean([sum(cell) / len(cell) for cell in cells]))
+            return right if 0 <= right <= 1 else None
+    steps = [(number(r, "step") or 0) + 1 for r in records]
+    between = [(x, number(r, "eval", kind, metric)) for x, r in zip(steps, records)]
+    points = [(0, share("base")), *between, (max(steps, default=1), share("final"))]
     return [(x, round(y, 4)) for x, y in points if y is not None]
 
 
 def rate_bars(records, kind):
     """Shares of valid tasks by solve rate, in the first and in the last third of the run."""
-    rows = [[number(n) for n in listed(r, "rates", kind)] for r in records]
-    rows = [row for row in rows if 1 < len(row) < 100]
+    rows = [row for r in records if 1 < len(row := [number(n) for n in listed(r, "rates", kind)]) < 100]
     rows = [row for row in rows if None not in row and len(row) == len(rows[-1])]
-    third, bars = -(-len(rows) // 3), []
-    for label, look, part in (("first third", "c0 hollow", rows[:third]), ("last third", "c1", rows[-third:])):
+    third, bars = -(-len(rows) // 3), {}
+    for label, part in (("first third", rows[:third]), ("last third", rows[-third:])):
         sums = [sum(column) for column in zip(*part)]
-        bars.append((label, look, [(i / (len(sums) - 1), n / max(1, sum(sums))) for i, n in enumerate(sums)], "bars"))
-    return chart(kind, "share of tasks", bars, "solve rate of the task")
+        bars[label] = [(i / (len(sums) - 1), n / max(1, sum(sums))) for i, n in enumerate(sums)]
+    return chart(kind, "share of tasks", bars, "solve rate of the task", mark="bars", looks=("c0 hollow", "c1"))
+
+
+ENDS = (("base", "before"), ("final", "after"))
 
 
 def before_after(result, kind):
     """By depth, with whiskers: before dashed, after solid."""
-    lines = []
-    for m, colour in (("pass@1", "c0"), ("greedy", "c1")):
-        for end, when, dash in (("base", "before", "d1"), ("final", "after", "d0")):
-            paths = (m,), (m + "_ci", 0), (m + "_ci", 1)
-            points = [(d, *(number(result, end, kind, str(d), *p) for p in paths)) for d in range(1, MAX_DEPTH + 1)]
-            lines.append((f"{m} {when}", f"{colour} {dash}", points, "both"))
-    return chart(kind, "share right", lines, "depth of the task", (0, 1))
+    def points(end, m):
+        paths = (m,), (m + "_ci", 0), (m + "_ci", 1)
+        return [(d, *(number(result, end, kind, str(d), *path) for path in paths)) for d in range(1, MAX_DEPTH + 1)]
+    lines = {f"{m} {when}": points(end, m) for m in ("pass@1", "greedy") for end, when in ENDS}
+    return chart(kind, "share right", lines, "depth of the task", (0, 1), "both", ("c0 d1", "c0 d0", "c1 d1", "c1 d0"))
 
 
 def pass_curve(result, kind):
     """pass@1 to pass@16 before and after: skill lifts the whole curve, sharpening its left end alone."""
-    lines = [(when, look, [(k, mean_at(result.get(end), f"pass@{k}", *MEAN_CELLS[kind])) for k in (1, 4, 16)], "both")
-             for end, when, look in (("base", "before", "c0 d1"), ("final", "after", "c1 d0"))]
-    return chart(kind, "share solved, depths 1-5", lines, "samples a task", (0, 1))
+    lines = {when: [(k, mean_at(result.get(end), f"pass@{k}", *MEAN_CELLS[kind])) for k in (1, 4, 16)]
+             for end, when in ENDS}
+    return chart(kind, "share solved, depths 1-5", lines, "samples a task", (0, 1), "both", ("c0 d1", "c1 d0"))
 
 
 def clip(text, limit=1500):
@@ -1109,7 +1094,7 @@ def tiles(records, result):
         rise, ci = gain(result.get("base"), result.get("final"), m, result.get("counts"))
         if rise is not None:
             out.append((f"{percent(before)} to {percent(after)} %", f"{m} on held-out tasks of depth 1-5: "
-                        f"{percent(rise, '+')} points{between(ci, '+')}"))
+                        f"{percent(rise, '+')} points{brackets(ci, '+')}"))
     speeds = [v for r in records if (v := number(r, "tokens_per_s")) is not None]
     for v, form, text in (((number(last, "step") or 0) + 1 if last else None, ",.0f", "steps of self-play"),
                           (number(last, "rollouts"), ",.0f", "rollouts"),
@@ -1139,12 +1124,12 @@ def report(folder):
         body.append(f'<h2>{esc(title)}</h2><p class="soft">{esc(text)}</p><div class="grid">{"".join(figures)}</div>')
 
     def lines(source, wanted):
-        return [(k, f"c{i} d{i}", curve(source, path), "line") for i, (k, path) in enumerate(wanted.items())]
+        return {label: curve(source, path) for label, path in wanted.items()}
     section("Learning", "Its own tasks grow harder as it learns, so their solve rate may stand still while skill "
             "rises; the held-out tasks stay the same, here 20 a kind and depth.",
-            [chart("tasks it set itself", "share right", lines(records, by_kind("solve", "{}")), span=(0, 1)),
-             *(chart(f"held-out tasks, {m}", "share right, depths 1-5", [
-                 (k, f"c{i} d{i}", held_out(records, result, m, k), "both") for i, k in enumerate(KINDS)], span=(0, 1))
+            [chart("tasks it set itself", "share right", lines(records, by_kind("solve")), span=(0, 1)),
+             *(chart(f"held-out tasks, {m}", "share right, depths 1-5",
+                     {k: held_out(records, result, m, k) for k in KINDS}, span=(0, 1), mark="both")
                for m in ("pass@1", "greedy"))])
     section("Before and after, by depth", "On the held-out suite. Whiskers: 95 % bootstrap intervals over tasks.",
             [before_after(result, k) for k in KINDS])
@@ -1218,7 +1203,8 @@ def qwen3_twin(model):
 def seconds(work, repeat=3, threads=1):
     """The best of some repeats, with torch on so many threads: noise on a shared machine only ever adds."""
     torch.set_num_threads(threads)
-    return min(timeit.repeat(work, number=1, repeat=repeat))
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    return min(timeit.repeat(lambda: (work(), wait()), number=1, repeat=repeat))
 
 
 def library_rate(twin, prompts, longest, least):
@@ -1307,35 +1293,31 @@ def bench_device(cfg, tasks=256, size=8192):
     reads at least all matrices and the cached keys and values of every row, so bytes over bandwidth is its roofline;
     for learning it is a large matrix product."""
     import train
-    wait, rng = torch.cuda.synchronize if cfg.device == "cuda" else lambda: None, random.Random(0)
     torch.manual_seed(0)
-    model = train.new_model(cfg)
+    rng, model = random.Random(0), train.new_model(cfg)
     c, a = model.config, torch.randn(size, size, dtype=getattr(torch, cfg.dtype), device=cfg.device)
-
-    def rate(work, repeat=3):
-        return 1 / seconds(lambda: (work(), wait()), repeat)
-    peak = 2 * size ** 3 * rate(lambda: a @ a, 10)                          # FLOP/s
-    bandwidth = 2 * a.nbytes * rate(lambda: a.clone(), 10)                  # bytes/s
+    peak = 2 * size ** 3 / seconds(lambda: a @ a, 10)                       # FLOP/s
+    bandwidth = 2 * a.nbytes / seconds(lambda: a.clone(), 10)               # bytes/s
     prompts = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(tasks)]
     work = tasks * 8 * STEPS
 
     def sample():
         generate(model, prompts, STEPS, tries=8, stop=-1, dtype=cfg.dtype)
     sample()                                                                # captures the graph
-    graph = work * rate(sample)
+    graph = work / seconds(sample)
     network._rooms.clear()
     captured, network._capture = network._capture, lambda step, z: step   # the same steps, launched one by one
-    eager = work * rate(sample)
+    eager = work / seconds(sample)
     network._capture = captured
     network._rooms.clear()
-    naive = 2 * STEPS * rate(lambda: generate_naive(model, prompts[:2], STEPS, stop=-1), 1)
+    naive = 2 * STEPS / seconds(lambda: generate_naive(model, prompts[:2], STEPS, stop=-1), 1)
     context = np.mean([len(p) for p in prompts]) + STEPS / 2
     values = 2 * c.n_layer * c.n_kv_head * c.head_dim * context             # cached for a row, on average
     step_bytes = a.element_size() * (model.num_params() + tasks * 8 * values)
     rollouts = made_up_rollouts(prompts * 2, rng)
     real = sum(len(r.prompt) + len(r.reply) for r in rollouts)
     step, read = learning_step(model, cfg, rollouts, cfg.dtype, train.SHARED)
-    learnt = real * rate(step)
+    learnt = real / seconds(step)
     return {"weights": model.num_params(), "peak_tflops": peak / 1e12, "bandwidth_gb_s": bandwidth / 1e9,
             "sampled_tokens_per_s": graph, "eager_tokens_per_s": eager, "naive_tokens_per_s": naive,
             "share_of_roofline": step_bytes / bandwidth * graph / (tasks * 8), "learnt_tokens_per_s": learnt,
@@ -1402,20 +1384,21 @@ def bench(folder):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="eval.py", description="Measure, compare and show runs.", allow_abbrev=False)
-    one = parser.add_mutually_exclusive_group(required=True)
-    one.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
-    one.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
-    one.add_argument("--report", metavar="RUN", help="write RUN/report.html")
-    one.add_argument("--bench", action="store_true", help="measure sampling, learning and executing")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
     parser.add_argument("--tasks", metavar="FILE", help="with RUN: measure on a file in CRUXEval's format instead")
+    parser.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
     parser.add_argument("--keep", metavar="DIR", help="with --compare: leave a small record of each run in DIR; such "
                         "records can stand in a run's place")
+    parser.add_argument("--report", metavar="RUN", help="write RUN/report.html")
+    parser.add_argument("--bench", action="store_true", help="measure sampling, learning and executing")
     parser.add_argument("--out", help="where --compare and --bench write (default: results/ if there is one, else .)")
     parser.add_argument("--write", action="store_true", help="replace RUN/eval.json; else written only if absent")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--unsafe_executor", action="store_true", help="run programs without the kernel wall")
     parser.error = lambda message: fail(f"{message}; see --help")
     args = parser.parse_args(argv)
+    if sum(x is not None for x in (args.run, args.compare, args.report, args.bench or None)) != 1:
+        fail("give one of: RUN, --compare RUN ..., --report RUN, --bench; see --help")
     if args.tasks is not None and args.run is None:
         fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
     out = args.out or ("results" if os.path.isdir("results") else ".")
@@ -1436,7 +1419,7 @@ def main(argv=None):
     if max_new >= model.config.block_size:
         fail(f"{args.run}/config.json: max_new {max_new} fills all {model.config.block_size} tokens")
     try:
-        ex = Executor(unsafe=args.unsafe_executor)
+        ex = executor.Executor(unsafe=args.unsafe_executor)
     except RuntimeError as e:
         fail(e)
     with ex:
