@@ -217,7 +217,8 @@ def join(base, final):
 
 
 def percent(share, sign=""):
-    return "-" if share is None else f"{100 * share:{sign}.1f}".replace("-0.0", "+0.0")
+    """Without a minus before zero."""
+    return "-" if share is None else f"{100 * share:{sign}.1f}".replace("-0.0", sign + "0.0")
 
 
 def brackets(ci, sign=""):
@@ -248,8 +249,7 @@ def table_lines(base, final, counts=None, people=None):
             for m in METRICS:
                 rise, ci = gain(base, final, m, counts, MEAN_CELLS[label])
                 if rise is not None:
-                    text += (f" {m} {100 * rise:+5.1f}" +
-                             (f" [{100 * ci[0]:.1f},{100 * ci[1]:.1f}]" if ci else "")).ljust(26)
+                    text += f" {m} {percent(rise, '+'):>5}{brackets(ci).replace(', ', ',')}".ljust(26)
             lines.append(text.rstrip())
     return lines
 
@@ -267,7 +267,6 @@ def print_result(result, model, max_new):
     print("\n".join(table_lines(result.get("base"), result["final"], result["counts"], result["people"])), flush=True)
     say_too_long(model, max_new, [c for t in result["final"].values() for c in t.values()], "the suite's")
     say_too_long(model, max_new, result["people"].values(), "people's")
-
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -474,14 +473,14 @@ def save(path, payload):
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
-    except BaseException:
+    finally:
         if os.path.exists(tmp):
             os.remove(tmp)  # a full disk needs the room
-        raise
 
 
 def write_text(path, text):
     try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         save(path, text)
     except OSError as error:
         fail(f"cannot write {path} ({error.strerror}); free some space or choose another folder")
@@ -563,11 +562,10 @@ LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
 
 
 def read_tasks(ex, path):
-    """[Task] of a file in CRUXEval's format, two a good line (deduction, abduction), and the number of bad lines.
-
-    One JSON object a line with the strings code (defines f), input (what stands between the brackets of the call) and
-    output (a literal); `id` is not used. A line that is not that, or whose program does not give that output, is named
-    on stderr by its number and left out."""
+    """[Task] of a file in CRUXEval's format, two a good line (deduction, abduction), and the number of bad lines. Good
+    is a JSON object with the strings code (defines f), input (what stands between the brackets of the call) and output
+    (a literal); `id` is not used. A line that is none, or whose program does not give that output, is named on stderr
+    by its number and left out."""
     rows, wrong, tasks = [], {}, []  # rows: (number of the line, its object); wrong: {number: what is wrong with it}
     try:
         with open(path, "rb") as f:
@@ -579,14 +577,13 @@ def read_tasks(ex, path):
                     continue
                 try:
                     row = json.loads(line)
+                    lacks = [k for k in ("code", "input", "output") if at_path(row, k, kind=str) is None]
+                    if lacks:
+                        wrong[n] = f"no text under {', '.join(lacks)}"
+                    else:
+                        rows.append((n, row))
                 except (ValueError, RecursionError) as e:
                     wrong[n] = f"not JSON ({e})"
-                    continue
-                lacks = [k for k in ("code", "input", "output") if at_path(row, k, kind=str) is None]
-                if lacks:
-                    wrong[n] = f"no text under {', '.join(lacks)}"
-                else:
-                    rows.append((n, row))
     except OSError as e:
         fail(f"cannot read {path} ({e.strerror}); give a file with one JSON object a line")
     results = ex.run([(row["code"], row["input"]) for _, row in rows])
@@ -678,10 +675,9 @@ def spread(values):
 
 
 def group_runs(runs):
-    """[[row]]: a list for each start network, a row for each setting. The interval of a gain is over seeds (each seed's
-    gain is over its own base); with a lone seed it is the bootstrap over tasks, which says nothing of other seeds. Rows
-    that share a name say how they differ. The first row of a list, `full` or one whose proposer learns, is what the
-    others are set against, seed by seed."""
+    """[[row]]: a list for each start network, a row for each setting. The interval of a gain (a seed's is over its own
+    base) is over seeds; of a lone seed it is the bootstrap over tasks, which says nothing of other seeds. Rows that
+    share a name say how they differ. Others are set against a list's first, `full` or one whose proposer learns."""
     groups, starts = {}, {}
     for run in runs:
         key = (run["name"] if run["named"] else "", json.dumps(run["setting"], sort_keys=True))
@@ -757,11 +753,6 @@ def compare(paths, out, keep=None):
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
-    try:
-        for folder in (out, keep or out):
-            os.makedirs(folder, exist_ok=True)
-    except OSError as e:
-        fail(f"cannot make the folder {folder} ({e.strerror}); choose another with --out and --keep")
     for run in runs if keep else []:
         write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
     tables, text = group_runs(runs), io.StringIO()
@@ -800,7 +791,6 @@ svg text.name { fill: var(--ink); }
 .line.c0, .line.c1, .line.c2, .line.c3 { fill: none; } .hollow { fill: var(--paper); stroke-width: 1.5; }
 """
 WIDE, LEFT, TOP, LOW = 420, 52, 28, 204  # a chart's width, and where its axes stand
-LOOKS = ("c0 d0", "c1 d1", "c2 d2", "c3 d3")  # of a chart's lines, where it names no others
 
 
 def esc(text):
@@ -830,18 +820,18 @@ def widen(values, span=None):
     return (low, high) if high - low > 1e-9 * max(1, abs(low), abs(high)) else (low, low + 1)
 
 
-def chart(title, unit, lines, x_unit="step", span=None, mark="line", looks=LOOKS):
-    """An inline SVG of lines {label: [(x, y) or (x, y, low, high)]}; low and high become a whisker. mark: line, both
-    (line and dots) or bars."""
-    drawn, high = plot(unit, lines, x_unit, span, mark, looks)
+def chart(title, unit, lines, *how, **more):
+    """A chart as plot draws it, with its title, for a page."""
+    drawn, high = plot(unit, lines, *how, **more)
     if not drawn:
         return f'<figure><figcaption>{esc(title)}</figcaption><p class="soft">not recorded in this run</p></figure>'
     return (f'<figure><figcaption>{esc(title)}</figcaption><svg viewBox="0 0 {WIDE} {high}" role="img" '
             f'aria-label="{esc(title)}">{drawn}</svg></figure>')
 
 
-def plot(unit, lines, x_unit, span, mark="line", looks=LOOKS):
-    """(SVG elements, height) of a chart WIDE units wide; ("", 0) where there is nothing to draw."""
+def plot(unit, lines, x_unit="step", span=None, mark="line", looks=("c0 d0", "c1 d1", "c2 d2", "c3 d3")):
+    """(SVG elements, height) of a chart WIDE units wide; ("", 0) where there is nothing to draw. lines: {label: [(x, y)
+    or (x, y, low, high)]}, low and high become a whisker; mark: line, both (line and dots) or bars."""
     series = [(label, look, [p if None not in p else p[:2] for p in points if None not in p[:2]])
               for look, (label, points) in zip(looks, lines.items())]
     series = [s for s in series if s[2]]
@@ -892,8 +882,7 @@ def standalone(wide, high, drawn):
 
 
 def curves_svg(records):
-    """Held-out accuracy along self-play, mean over the seeds; whiskers reach from the lowest seed to the highest. Empty
-    where no record has a curve."""
+    """Held-out accuracy along self-play, mean over seeds, whiskers from lowest to highest; "" without a curve."""
     def points_of(record, metric, kind):
         points = [(number(p, 0), number(p, 1)) for p in listed(record, "curve", metric, kind)]
         return {x: y for x, y in points if None not in (x, y)}
@@ -998,15 +987,15 @@ CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label o
       ("memory", "MB", None, {"memory": ("memory_mb",)})])]
 
 
-def curve(records, path, limit=240):
-    """[(step, value)] smoothed by an exponential mean over about a thirtieth of the run, thinned to `limit` points."""
+def curve(records, path):
+    """[(step, value)] smoothed by an exponential mean over about a thirtieth of the run, thinned to 240 points."""
     points = [(number(r, "step"), number(r, *path)) for r in records]
     points = [p for p in points if None not in p]
     keep, top, weight, out = 1 - 1 / max(1, len(points) / 30), 0.0, 0.0, []
     for step, y in points:
         top, weight = keep * top + y, keep * weight + 1  # the weighted mean: unbiased from the first point on
         out.append((step, top / weight))
-    thin = out[::max(1, -(-len(out) // limit))]
+    thin = out[::max(1, -(-len(out) // 240))]
     return thin if thin[-1:] == out[-1:] else thin + out[-1:]
 
 
@@ -1055,33 +1044,35 @@ def pass_curve(result, kind):
 
 
 def clip(text, limit=1500):
+    """Any JSON as HTML text of a bearable length."""
     text = text if isinstance(text, str) else json.dumps(text)
-    return text if len(text) <= limit else text[:limit] + f" ... ({len(text) - limit:,} more characters)"
+    return esc(text if len(text) <= limit else text[:limit] + f" ... ({len(text) - limit:,} more characters)")
 
 
 def task_card(step, task):
     """A proposed task as the model wrote it, and what its solvers made of it. Every text is a stranger's."""
     pairs, rate, tries = list(zip(listed(task, "inputs"), listed(task, "outputs"))), number(task, "rate"), ""
-    facts = list(zip(("input", "output"), pairs[0])) if len(pairs) == 1 else [
-        ("hidden pair" if i >= len(pairs) // 2 else "pair", f"{clip(a, 150)} -> {clip(b, 150)}")
-        for i, (a, b) in enumerate(pairs)]
-    facts += [("message", task["message"])] if task.get("message") else []
-    facts = "".join(f"<dt>{k}</dt><dd>{esc(clip(v, 300))}</dd>" for k, v in facts)
+    if len(pairs) == 1:
+        facts = [("input", clip(pairs[0][0], 300)), ("output", clip(pairs[0][1], 300))]
+    else:
+        facts = [("hidden pair" if i >= len(pairs) // 2 else "pair", f"{clip(a, 150)} -&gt; {clip(b, 150)}")
+                 for i, (a, b) in enumerate(pairs)]
+    facts += [("message", clip(task["message"], 300))] if task.get("message") else []
+    facts = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts)
     for t in [t for t in listed(task, "tries") if isinstance(t, dict)][:16]:
-        look = "right" if t.get("verdict") == "right" else "wrong"
-        tries += (f'<details><summary><span class="{look}">{esc(clip(t.get("verdict", "?"), 40))}</span> '
-                  f'<code>{esc(clip(t.get("answer") or "", 80))}</code></summary>'
-                  f'<pre class="try">{esc(clip(t.get("reply", "")))}</pre></details>')
+        tries += (f'<details><summary><span class="{"right" if t.get("verdict") == "right" else "wrong"}">'
+                  f'{clip(t.get("verdict", "?"), 40)}</span> <code>{clip(t.get("answer") or "", 80)}</code></summary>'
+                  f'<pre class="try">{clip(t.get("reply", ""))}</pre></details>')
     rate = "" if rate is None or rate < 0 else f", solve rate {rate:.2f}"
-    return (f'<article class="card"><b>{esc(clip(task.get("kind", "?"), 20))}</b> <span class="soft">step {short(step)}'
-            f'{rate}</span><pre>{esc(clip(task.get("program", "")))}</pre><dl>{facts}</dl>{tries}</article>')
+    return (f'<article class="card"><b>{clip(task.get("kind", "?"), 20)}</b> <span class="soft">step {short(step)}'
+            f'{rate}</span><pre>{clip(task.get("program", ""))}</pre><dl>{facts}</dl>{tries}</article>')
 
 
-def pick_tasks(records, n=12):
-    """n (step, task) spread evenly over the run, the kinds in turn."""
+def pick_tasks(records):
+    """12 (step, task) spread evenly over the run, the kinds in turn."""
     shown = [(number(r, "step") or 0, tasks) for r in records
              if (tasks := [t for t in listed(r, "tasks") if isinstance(t, dict)])]
-    n = min(n, sum(len(tasks) for _, tasks in shown))
+    n = min(12, sum(len(tasks) for _, tasks in shown))
     picked = [shown[i * len(shown) // n] for i in range(n)]
     return [(step, tasks[i % len(tasks)]) for i, (step, tasks) in enumerate(picked)]
 
@@ -1096,12 +1087,11 @@ def tiles(records, result):
             out.append((f"{percent(before)} to {percent(after)} %", f"{m} on held-out tasks of depth 1-5: "
                         f"{percent(rise, '+')} points{brackets(ci, '+')}"))
     speeds = [v for r in records if (v := number(r, "tokens_per_s")) is not None]
-    for v, form, text in (((number(last, "step") or 0) + 1 if last else None, ",.0f", "steps of self-play"),
-                          (number(last, "rollouts"), ",.0f", "rollouts"),
-                          (number(last, "minutes"), ".1f", "minutes of self-play"),
-                          (mean(speeds), ",.0f", "tokens a second, mean")):
-        if v is not None:
-            out.append((f"{v:{form}}", text))
+    figures = (((number(last, "step") or 0) + 1 if last else None, ",.0f", "steps of self-play"),
+               (number(last, "rollouts"), ",.0f", "rollouts"),
+               (number(last, "minutes"), ".1f", "minutes of self-play"),
+               (mean(speeds), ",.0f", "tokens a second, mean"))
+    out += [(f"{v:{form}}", text) for v, form, text in figures if v is not None]
     return "".join(f'<div class="card"><div class="big">{esc(a)}</div>{esc(b)}</div>' for a, b in out)
 
 
@@ -1117,7 +1107,7 @@ def report(folder):
     body = [f"<h1>{esc(name)}: Absolute Zero self-play</h1><p>One small network sets itself tasks, solves them, and "
             "learns from what a code executor says. Deduction: find the output of a program; abduction: find an input "
             "that gives it; induction: find the program.</p>"
-            f"<p><code>{esc(clip(config.get('command') or '', 500))}</code></p>"
+            f"<p><code>{clip(config.get('command') or '', 500)}</code></p>"
             f'<div class="grid">{tiles(records, result)}</div>']
 
     def section(title, text, figures):
@@ -1147,7 +1137,7 @@ def report(folder):
     if warm:
         section("Warm-up", "Before self-play: next-token learning on generated programs, the stand-in for pretraining.",
                 [chart("loss", "nats a token", lines(warm, {"loss": ("loss",)}))])
-    rows = "".join(f"<dt>{esc(clip(k, 60))}</dt><dd>{esc(clip(v, 200))}</dd>" for k, v in config.items())
+    rows = "".join(f"<dt>{clip(k, 60)}</dt><dd>{clip(v, 200)}</dd>" for k, v in config.items())
     body.append(f'<h2>Settings</h2><dl>{rows}</dl><p class="soft">Made by <code>python eval.py --report '
                 f"{esc(folder)}</code>. Curves are smoothed over a thirtieth of the run. Nothing here is loaded from "
                 "elsewhere.</p>")
@@ -1166,17 +1156,16 @@ def report(folder):
 def plain_step(model, rows, optimizer):
     """One step as nanoGPT would write it: all rows padded to the longest, one float32 batch, logits everywhere."""
     idx = pad_rows(rows, 1)
-    loss = torch.nn.functional.cross_entropy(model(idx[:, :-1]).flatten(0, 1), idx[:, 1:].flatten(),
-                                             ignore_index=PAD)
+    logits = model(idx[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten(), ignore_index=PAD)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
 
 def qwen3_twin(model):
-    """The same network as Hugging Face transformers' Qwen3, with the same weights under their names there; read from
-    right to left this is how to load a published decoder. None where transformers is not installed: it is no
-    requirement of ours (`pip install transformers`)."""
+    """The same network and weights as Hugging Face transformers' Qwen3; right to left it is how to load a published
+    decoder. None without that library, which is no requirement of ours (`pip install transformers`)."""
     try:
         import transformers
     except ImportError:
@@ -1325,9 +1314,8 @@ def bench_device(cfg, tasks=256, size=8192):
 
 
 def bench(folder):
-    """Sampling, learning and executing on this machine's CPU at the cpu preset's size, each beside its naive path, and
-    as a share of what a large matrix product reaches here; then bench_device, on a GPU. Prints a table, writes
-    bench.json."""
+    """Sampling, learning and executing on this machine's CPU at the cpu preset's size, each beside its naive path and
+    this machine's limit; then bench_device, on a GPU. Prints a table, writes bench.json."""
     import train
     train.tune_allocator()
     cores = os.cpu_count() or 1
