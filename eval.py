@@ -604,14 +604,13 @@ def run_tasks(model, ex, path, max_new, samples):
     tasks, bad = read_tasks(ex, path)
     if not tasks:
         fail(f"{path} holds no task that runs; each line needs the strings code, input and output")
-    kinds = ("deduction", "abduction")
-    table = evaluate(model, ex, {(k, "file"): [t for t in tasks if t.kind == k] for k in kinds}, max_new, samples)
+    cells = {(k, "file"): [t for t in tasks if t.kind == k] for k in ("deduction", "abduction")}
+    table = {k: row["file"] for k, row in evaluate(model, ex, cells, max_new, samples).items()}
     print(f"{os.path.basename(path)}: {len(tasks) // 2} tasks, {bad} lines skipped; percent right, 95 % intervals")
-    for k in kinds:
-        cell = table[k]["file"]
+    for k, cell in table.items():
         print(f"{k:10}" + "".join(f"  {m} {percent(cell[m])}{brackets(cell.get(m + '_ci'))}"
                                   for m in ("greedy", "pass@1", "pass@4", "pass@16") if m in cell))
-    say_too_long(model, max_new, [table[k]["file"] for k in kinds], "the file's")
+    say_too_long(model, max_new, table.values(), "the file's")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -628,8 +627,7 @@ def read_record(path):
     steps = [r for r in read_metrics(path) if r.get("phase") != "warmup"]
     gains = {m: {k: gain(result.get("base"), result.get("final"), m, result.get("counts"), cells)
                  for k, cells in MEAN_CELLS.items()} for m in METRICS}
-    return {"config": config, "rollouts": number(steps[-1:], 0, "rollouts"),
-            "minutes": number(steps[-1:], 0, "minutes"), "gain": gains,
+    return {"config": config, **{k: number(steps[-1:], 0, k) for k in ("rollouts", "minutes")}, "gain": gains,
             "curve": {m: {k: held_out(steps, result, m, k) for k in KINDS} for m in METRICS[:2]},
             **{k: result.get(k) for k in ("base", "final", "people")}}
 
@@ -758,12 +756,10 @@ def compare(paths, out, keep=None):
     tables, text = group_runs(runs), io.StringIO()
     rows, table = sum(tables, []), compare_table(tables)
     print(table, end="")
-    writer = csv.writer(text, lineterminator="\n")
     columns = [k for k in rows[0] if k != "runs"]
-    writer.writerow(columns)
-    for r in rows:
-        writer.writerow([" ".join(f"{x:.4f}" for x in v) if isinstance(v, list) else
-                         f"{v:.6g}" if isinstance(v, float) else v for v in map(r.get, columns)])
+    csv.writer(text, lineterminator="\n").writerows([columns, *(
+        [" ".join(f"{x:.4f}" for x in v) if isinstance(v, list) else f"{v:.6g}" if isinstance(v, float) else v
+         for v in map(r.get, columns)] for r in rows)])
     first = [r["record"] for r in rows[0]["runs"]]
     for name, content in (("compare.md", table), ("compare.csv", text.getvalue()), ("compare.svg", compare_svg(tables)),
                           ("curves.svg", curves_svg(first))):
@@ -832,9 +828,8 @@ def chart(title, unit, lines, *how, **more):
 def plot(unit, lines, x_unit="step", span=None, mark="line", looks=("c0 d0", "c1 d1", "c2 d2", "c3 d3")):
     """(SVG elements, height) of a chart WIDE units wide; ("", 0) where there is nothing to draw. lines: {label: [(x, y)
     or (x, y, low, high)]}, low and high become a whisker; mark: line, both (line and dots) or bars."""
-    series = [(label, look, [p if None not in p else p[:2] for p in points if None not in p[:2]])
-              for look, (label, points) in zip(looks, lines.items())]
-    series = [s for s in series if s[2]]
+    series = [(label, look, points) for look, (label, given) in zip(looks, lines.items())
+              if (points := [p[:2] if None in p else p for p in given if None not in p[:2]])]
     if not series:
         return "", 0
     bars, xs = mark == "bars", sorted({p[0] for s in series for p in s[2]})
@@ -1251,7 +1246,7 @@ def bench_ladders(model, cfg, prompts):
     """(sampling, learning): [(rung, tokens/s)], each rung the one before and one idea; and the share of tokens that
     sharing prompts saves. Learning counts a try's tokens with its prompt, whether it shares that or not."""
     import train
-    threads, cores, half = network.THREADS, os.cpu_count() or 1, "+ products in " + cfg.dtype
+    threads, cores, mixed = network.THREADS, os.cpu_count() or 1, "+ products in " + cfg.dtype
     many, apart = GPT(replace(model.config, n_kv_head=cfg.n_head)), [p for p in prompts for _ in range(8)]
     naive = seconds(lambda: generate_naive(model, prompts[:4], STEPS, stop=-1), 1, cores)
     sampling = [("sampling: no cache, a row at a time", 4 * STEPS / naive)]
@@ -1259,22 +1254,22 @@ def bench_ladders(model, cfg, prompts):
             ("+ static cache, 384 rows a step", many, apart, 1, "float32", 1),
             ("+ tries of a task share its prompt", many, prompts, 8, "float32", 1),
             ("+ one key and value head", model, prompts, 8, "float32", 1),
-            (half, model, prompts, 8, cfg.dtype, 1), ("+ a thread a core", model, prompts, 8, cfg.dtype, threads)):
+            (mixed, model, prompts, 8, cfg.dtype, 1), ("+ a thread a core", model, prompts, 8, cfg.dtype, threads)):
         spent = seconds(lambda: generate(net, asked, STEPS, tries=tries, stop=-1, threads=n, dtype=dtype), 2)
         sampling.append((name, len(apart) * STEPS / spent))
     rollouts = made_up_rollouts(prompts, random.Random(1))
     rows, twin = [r.prompt + r.reply for r in rollouts], copy.deepcopy(model)
-    real, adam = sum(map(len, rows)), torch.optim.AdamW(twin.parameters(), lr=1e-4)
-    plain = seconds(lambda: [plain_step(twin, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1, cores)
-    learning = [("learning: padded batches, all logits", real / plain)]
+    real, learning, adam = sum(map(len, rows)), [], torch.optim.AdamW(twin.parameters(), lr=1e-4)
     for name, dtype, longest, n in (
-            ("+ rows of like length, reply's logits", "float32", 0, 1), (half, cfg.dtype, 0, 1),
+            ("+ rows of like length, reply's logits", "float32", 0, 1), (mixed, cfg.dtype, 0, 1),
             ("+ tries of a task share a row", cfg.dtype, train.SHARED, 1),
             ("+ a thread a core", cfg.dtype, train.SHARED, threads)):
         network.THREADS = n
         step, read = learning_step(model, cfg, rollouts, dtype, longest)
         learning.append((name, real / seconds(step, 2)))
-    return sampling, learning, 1 - read / real
+    # last, for torch's own threads may disturb the rungs
+    plain = seconds(lambda: [plain_step(twin, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1, cores)
+    return sampling, [("learning: padded batches, all logits", real / plain), *learning], 1 - read / real
 
 
 def bench_device(cfg, tasks=256, size=8192):
