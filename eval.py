@@ -691,11 +691,10 @@ def group_runs(runs):
                 row[m], row[m + " std"], _ = spread([r[m] for r in mine])
             gains = [r["gain " + m] for r in mine]
             row["gain " + m], _, half = spread(gains)
-            low, high = (row["gain " + m] - half, row["gain " + m] + half) if half is not None else \
-                mine[0]["ci " + m] or (None, None)
+            low, high = (mine[0]["ci " + m] or (None, None) if half is None else
+                         (row["gain " + m] - half, row["gain " + m] + half))
             row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": gains}
-        kinds = [f"gain {m} {k}" for m in ("greedy", "pass@1") for k in KINDS]
-        for k in ("rollouts", "minutes", "gain pass@16", *kinds):
+        for k in ("rollouts", "minutes", "gain pass@16", *(f"gain {m} {k}" for m in METRICS[:2] for k in KINDS)):
             row[k] = mean([r[k] for r in mine])
         row["seed list"] = " ".join(r["seed"] for r in mine)
         start = json.dumps([setting.get(k, False) for k in BASE_FIELDS if k != "seed"])
@@ -760,9 +759,8 @@ def compare(paths, out, keep=None):
     csv.writer(text, lineterminator="\n").writerows([columns, *(
         [" ".join(f"{x:.4f}" for x in v) if isinstance(v, list) else f"{v:.6g}" if isinstance(v, float) else v
          for v in map(r.get, columns)] for r in rows)])
-    first = [r["record"] for r in rows[0]["runs"]]
     for name, content in (("compare.md", table), ("compare.csv", text.getvalue()), ("compare.svg", compare_svg(tables)),
-                          ("curves.svg", curves_svg(first))):
+                          ("curves.svg", curves_svg([r["record"] for r in rows[0]["runs"]]))):
         if content:
             write_text(os.path.join(out, name), content)
     print(f"wrote {os.path.join(out, 'compare.md')}, .csv, .svg and curves.svg")
