@@ -98,9 +98,9 @@ def pass_at_k(right, n, k):
 
 
 def interval(cells, draws=2000):
-    """[low, high], the 95 % bootstrap interval of the mean of the cells' means. cells: arrays of a figure a task; drawn
-    anew within their cell, for only the tasks are a sample, kinds and depths are fixed. Where all tasks of a cell agree
-    its interval has width 0: the bootstrap cannot see what it never met."""
+    """[low, high], the 95 % bootstrap interval of the mean of the cells' means. cells: arrays with one figure a task;
+    tasks are drawn anew within their cell, because the cells (kinds, depths) are fixed and only the tasks are a sample.
+    A cell whose tasks all agree has an interval of width 0: the bootstrap cannot see what it never met."""
     rng, total = np.random.default_rng(SUITE_SEED), np.zeros(draws)
     for cell in map(np.asarray, cells):
         total += cell[rng.integers(0, len(cell), (draws, len(cell)))].mean(1) / len(cells)  # (draws, tasks) -> (draws,)
@@ -520,8 +520,8 @@ def load(path, wanted):
 
 
 def load_gpt(path, config, state):
-    """A GPT with these weights, if types, names and shapes are exactly those of the config and all is finite; tried
-    without memory first, so a stranger's huge sizes are refused before they cost anything."""
+    """A GPT with these weights; fails unless types, names and shapes are exactly those of the config and all is finite.
+    It is tried without memory first, so a stranger's huge sizes are refused before they cost anything."""
     try:
         c = GPTConfig(**config)
         for f in fields(GPTConfig):
@@ -1189,9 +1189,10 @@ def seconds(work, repeat=3, threads=1):
     return min(timeit.repeat(lambda: (work(), wait()), number=1, repeat=repeat))
 
 
-def library_rate(twin, prompts, longest, least):
+def library_rate(model, prompts, longest, least):
     """Tokens/s of the library's cached `generate`, 8 tries a prompt, replies of `least` to `longest` tokens; in the
     better of its number types. 0 without the library."""
+    twin = qwen3_twin(model)
     if twin is None:
         return 0.0
     width, rates = max(map(len, prompts)), []
@@ -1219,10 +1220,9 @@ def bench_library(model, cfg, prompts):
         ender.head.weight[END, 0] = 0.19
     lengths = [len(r) for r in generate(ender, prompts, cfg.max_new, tries=8, dtype=cfg.dtype)[0]]
     ours = seconds(lambda: generate(ender, prompts, cfg.max_new, tries=8, dtype=cfg.dtype))
-    return {"library_tokens_per_s": library_rate(qwen3_twin(model), prompts, STEPS, STEPS),
+    return {"library_tokens_per_s": library_rate(model, prompts, STEPS, STEPS),
             "uneven_tokens_per_s": sum(lengths) / ours,
-            "uneven_library_tokens_per_s": max(library_rate(qwen3_twin(ender), prompts, cfg.max_new, 1)
-                                               for _ in range(2)),
+            "uneven_library_tokens_per_s": max(library_rate(ender, prompts, cfg.max_new, 1) for _ in range(2)),
             "uneven_mean_length": sum(lengths) / len(lengths), "uneven_max_length": max(lengths)}
 
 
