@@ -741,6 +741,22 @@ class TestTrain(unittest.TestCase):
                         self.assertEqual(text.count("\n"), 1)
                 self.assertEqual(caught.exception.code, 2)
 
+    def test_switches_run(self):
+        """Each way to propose, fill, reward and learn runs a step to its end, also those that no other test switches
+        on."""
+        with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()):
+            for i, flags in enumerate(("--ablation paper_batch --average sequence --token_whiten true",
+                                       "--ablation no_length_gate --epochs 2 --minibatches 2 --optimizer muon",
+                                       "--ablation authors_code --proposer frozen --proposer_reward uncertainty",
+                                       "--ablation random_shallow --kinds induction --validity_gate false",
+                                       "--ablation no_references --proposer_reward valid --advantage none",
+                                       "--ablation worked_10k --fixed_tasks 9 --steps 2")):
+                train.main(["--out", f"{tmp}/{i}", *TINY, "--warmup_steps", "2", "--steps", "1", "--suite_n", "1",
+                            "--samples", "1", "--eval_every", "0", *flags.split()])
+                with open(f"{tmp}/{i}/metrics.jsonl") as f:
+                    row = json.loads(f.readlines()[-1])
+                self.assertTrue(math.isfinite(row["kl"]) and math.isfinite(row["grad_norm"]), flags)
+
     def test_one_try(self):
         """--learn_tries 1: all n tries measure the solve rate, and the update learns from one a task."""
         with tempfile.TemporaryDirectory() as tmp:
