@@ -8,6 +8,7 @@ cores.
 import collections
 import contextlib
 import copy
+import functools
 import importlib.util
 import io
 import itertools
@@ -37,6 +38,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.overrides
 
 import eval as evaluation
 import executor
@@ -688,6 +690,55 @@ class TestLearning(unittest.TestCase):
         self.assertLess(loss.item(), 0.1)
 
 
+class PretendCUDA(torch.overrides.TorchFunctionMode):
+    """A GPU for machines without one: tensors stay where they are, but each knows (x.gpu) whether it would be on it,
+    and what mixes the devices fails as it would there. So the code for CUDA runs, and is checked, on every machine."""
+    MAY_MIX = ("copy_", "__setitem__", "__deepcopy__", "_has_compatible_shallow_copy_type")
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, args, kwargs, target = func.__name__, list(args), dict(kwargs or {}), None
+        if name in ("__get__", "__set__"):                           # x.device, x.is_cuda, x.data, x.data = y
+            field, x = func.__self__.__name__, args[0]
+            if field in ("device", "is_cuda") and on_gpu(x):
+                return torch.device("cuda", 0) if field == "device" else True
+            out = func(*args, **kwargs)
+            if name == "__set__" and field == "data":
+                x.gpu = on_gpu(args[1])
+            elif isinstance(out, torch.Tensor) and field != "grad":  # x.T and the like
+                out.gpu = on_gpu(x)
+            return out
+        places = [(kwargs, "device")] * ("device" in kwargs)
+        places += [(args, i) for i, a in enumerate(args) if name == "to" and isinstance(a, (str, torch.device))]
+        for box, key in places:
+            target = None if box[key] is None else "cuda" in str(box[key])
+            box[key] = "cpu"
+        mine = tensors([args, kwargs])
+        if len({on_gpu(t) for t in mine if t.dim()}) > 1 and name not in self.MAY_MIX \
+                and not (name == "__getitem__" and on_gpu(args[0])) or name == "numpy" and on_gpu(args[0]):
+            raise RuntimeError(f"{name} on two devices: {[(tuple(t.shape), on_gpu(t)) for t in mine]}")
+        out = func(*args, **kwargs)
+        if name == "cpu" or target is not None:
+            if mine and out is mine[0] and bool(target) != on_gpu(out):
+                out = out.detach().clone()
+        else:                                                        # in place: where it was; else where its inputs are
+            target = on_gpu(mine[0]) if name in self.MAY_MIX and mine else any(map(on_gpu, mine))
+        for t in tensors(out):
+            t.gpu = bool(target)
+        return out
+
+
+def tensors(x):
+    """All tensors in nested lists, tuples and dicts."""
+    if isinstance(x, torch.Tensor):
+        return [x]
+    x = x.values() if isinstance(x, dict) else x
+    return [t for y in x for t in tensors(y)] if isinstance(x, (list, tuple, type({}.values()))) else []
+
+
+def on_gpu(t):
+    return getattr(t, "gpu", False)
+
+
 TINY = ["--device", "cpu", "--dtype", "float32", "--n_layer", "1", "--n_embd", "32", "--n_head", "2",
         "--n_kv_head", "1", "--warmup_steps", "100", "--warmup_batch", "8", "--steps", "4", "--proposals", "4",
         "--tasks", "4", "--tries", "2", "--seed_tasks", "1", "--suite_n", "2", "--samples", "2", "--eval_every", "2",
@@ -768,6 +819,38 @@ class TestTrain(unittest.TestCase):
             groups = [r.group for r in seen[0]]
             self.assertEqual(sorted(groups), list(range(len(groups))))
             self.assertEqual(len(groups), 12)
+
+    def test_no_tensor_meets_one_of_another_device(self):
+        """A whole run on a pretended GPU, bfloat16 and all, then its resumption: nothing mixes devices."""
+        autocast, parameter = torch.autocast, torch.nn.Parameter.__new__
+
+        def marked(new, old):
+            new.gpu = on_gpu(old)
+            return new
+        fakes = [(torch, "autocast", lambda device, *a, **k: autocast("cpu", *a, **k)),
+                 (torch.nn.Parameter, "__new__", lambda cls, data=None, requires_grad=True: marked(
+                     parameter(cls, data, requires_grad), data)),
+                 (torch.cuda, "is_available", lambda: True), (torch.cuda, "is_bf16_supported", lambda **k: True),
+                 (torch.cuda, "get_device_name", lambda: "pretended"), (torch.cuda, "max_memory_allocated", lambda: 0),
+                 (network, "_capture", lambda step, z: step),
+                 (train, "generate", functools.partial(generate, rows=32)),
+                 (evaluation, "generate", functools.partial(generate, rows=32)),
+                 (evaluation, "PEOPLE", evaluation.PEOPLE[:evaluation.PEOPLE.index("def f", 9)])]   # the first
+        with contextlib.ExitStack() as stack, contextlib.redirect_stdout(io.StringIO()) as said:
+            tmp = stack.enter_context(tempfile.TemporaryDirectory())
+            for thing, name, fake in fakes:
+                stack.enter_context(unittest.mock.patch.object(thing, name, fake))
+            stack.enter_context(PretendCUDA())
+            torch.set_num_threads(1)
+            model = small_model(1).to("cuda")
+            with self.assertRaisesRegex(RuntimeError, "two devices"):
+                model(torch.zeros(1, 4, dtype=torch.long))           # the pretence holds
+            train.main(["--out", f"{tmp}/run", *TINY, "--device", "cuda", "--dtype", "bfloat16", "--warmup_steps", "2",
+                        "--steps", "2", "--suite_n", "1", "--samples", "1", "--eval_every", "0", "--max_new", "24"])
+            os.remove(f"{tmp}/run/eval.json")
+            train.main(["--resume", f"{tmp}/run"])
+            self.assertIn("resumed at step 2", said.getvalue())
+            self.assertTrue(on_gpu(train.new_model(train.Config(device="cuda")).smear))
 
     def test_resume_equals_no_interruption(self):
         """Stopped with SIGTERM, then killed with SIGKILL, at random moments and resumed, a run with 3 executor workers
