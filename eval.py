@@ -576,7 +576,7 @@ def read_tasks(ex, path):
                         line = f.readline(LINE_LIMIT)
                     continue
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode("utf-8-sig"))
                     lacks = [k for k in ("code", "input", "output") if at_path(row, k, kind=str) is None]
                     if lacks:
                         wrong[n] = f"no text under {', '.join(lacks)}"

@@ -497,7 +497,7 @@ def _places(c, R, columns, longest, dtype, device):
     def zeros(*shape, of=torch.long):
         return torch.zeros(*shape, dtype=of, device=device)
     return SimpleNamespace(
-        cache=zeros(c.n_layer, 2, R, c.n_kv_head, columns, c.head_dim, of=dtype), graphs={},
+        cache=zeros(c.n_layer, 2, R, c.n_kv_head, columns, c.head_dim, of=dtype), graphs={}, pool=None,
         token=zeros(R), before=zeros(R), lens=zeros(R) + 1,       # the last two tokens, and the prompt's length
         t=zeros(R) + 1, ids=zeros(R, longest + 1),                # t tokens of the reply so far, which are these,
         lps=zeros(R, longest + 1, of=torch.float), u=zeros(R, longest, of=torch.float))
@@ -534,7 +534,7 @@ def _capture(step, z):
                 step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        z.pool = getattr(z, "pool", None) or torch.cuda.graph_pool_handle()    # shared: nothing in it outlives a replay
+        z.pool = z.pool or torch.cuda.graph_pool_handle()         # shared: nothing in it outlives a replay
         with torch.cuda.graph(graph, pool=z.pool):
             step()
         for run in (step, graph.replay):

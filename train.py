@@ -893,7 +893,8 @@ def restore(cfg, data, path, model, base, optimizers):
             o.load_state_dict({**o.state_dict(), "state": state["state"]})  # rates: config.json's, which may be edited
         g = data["game"]
         buffers = {k: deque((Task(**t) for t in g["buffers"][k]), cfg.buffer_size) for k in KINDS}
-        return Game(buffers, set(g["known"]), g["rollouts"], g["held_out"], g["waiting"]), data["step"], data["minutes"]
+        waiting = {k: int(n) for k, n in g["waiting"].items() if k in KINDS}
+        return Game(buffers, set(g["known"]), g["rollouts"], g["held_out"], waiting), data["step"], data["minutes"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fail(f"{path} is damaged ({type(error).__name__}: {error}): start again with another --out")
 
