@@ -1353,9 +1353,9 @@ def bench(folder):
               "{learnt_tokens_per_s:,.0f}; {model_flops_utilisation:.0%} of the matrix peak (MFU)"
               .format(name=torch.cuda.get_device_name(), **gpu))
     path = os.path.join(folder, "bench.json")
-    machine = {"cores": cores, "dtype": cfg.dtype, "peak_gflops": peak / 1e9, "torch": torch.__version__}
-    write_text(path, json.dumps({"command": "python eval.py --bench", "machine": machine, "sample": s, "learn": t,
-                                 "execute": p, "ladder": sampling + learning, "gpu": gpu}, indent=1))
+    write_text(path, json.dumps({"command": "python eval.py --bench", **train.origin(cfg), "dtype": cfg.dtype,
+                                 "peak_gflops": peak / 1e9, "sample": s, "learn": t, "execute": p,
+                                 "ladder": sampling + learning, "gpu": gpu}, indent=1))
     print(f"wrote {path}")
 
 
@@ -1372,7 +1372,7 @@ def main(argv=None):
                         "records can stand in a run's place")
     parser.add_argument("--report", metavar="RUN", help="write RUN/report.html")
     parser.add_argument("--bench", action="store_true", help="measure sampling, learning and executing")
-    parser.add_argument("--out", help="where --compare and --bench write (default: results/ if there is one, else .)")
+    parser.add_argument("--out", default="runs", help="where --compare and --bench write (default: runs)")
     parser.add_argument("--write", action="store_true", help="replace RUN/eval.json; else written only if absent")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--unsafe_executor", action="store_true", help="run programs without the kernel wall")
@@ -1382,11 +1382,10 @@ def main(argv=None):
         fail("give one of: RUN, --compare RUN ..., --report RUN, --bench; see --help")
     if args.tasks is not None and args.run is None:
         fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
-    out = args.out or ("results" if os.path.isdir("results") else ".")
     if args.bench:
-        return bench(out)
+        return bench(args.out)
     if args.compare:
-        return compare(args.compare, out, args.keep)
+        return compare(args.compare, args.out, args.keep)
     if args.report is not None:
         return print(report(args.report))
     cuda = args.device != "cpu" and torch.cuda.is_available()
