@@ -179,6 +179,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "group_baseline": dict(advantage="group"),
     "one_try": dict(learn_tries=1),
     "no_blame": dict(negative=0.0),
+    "usual_epsilon": dict(adam_eps=1e-8, lr=4e-4),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, harsh=True, token_whiten=True,
                          previous_step=True, novelty_gate=False, sharp_lr=0.0),
