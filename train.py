@@ -125,7 +125,7 @@ class Config:
     optimizer: str = "adamw"      # adamw | muon
     lr: float = 1e-3              # AdamW
     adam_eps: float = 1e-3        # far above the gradient's entries (1e-4), so that steps are in proportion to them;
-                                  # at 1e-8 every weight moves equally and the noise of one-bit rewards wears skill away
+                                  # at 1e-8 every weight moves equally, noise or not, and 2e-4 is a better lr (README)
     muon_lr: float = 0.002
     sharp_lr: float = 0.007       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps have unit size whatever the gradient
@@ -180,6 +180,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "one_try": dict(learn_tries=1),
     "no_blame": dict(negative=0.0),
     "usual_epsilon": dict(adam_eps=1e-8, lr=4e-4),
+    "usual_epsilon_slow": dict(adam_eps=1e-8, lr=2e-4),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, harsh=True, token_whiten=True,
                          previous_step=True, novelty_gate=False, sharp_lr=0.0),
