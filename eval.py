@@ -14,7 +14,7 @@ Where we differ from the paper and from the authors' code:
 3) Tasks of the suite are kept out of warm-up and self-play by train.py, which counts the hits.
 4) A prompt with no room for a reply counts as wrong, and is counted aloud: nothing is dropped to look better.
 5) All that is read here may come from a stranger (checkpoint, task file, model text in a report): it is checked,
-   compared and escaped, never executed outside the executor's wall.
+   compared and, in a report, escaped; never executed outside the executor's wall.
 
 Try:  python eval.py RUN                     # the held-out table of a run's folder
       python eval.py RUN --tasks FILE.jsonl  # CRUXEval's fields: code, input, output, id
@@ -50,7 +50,7 @@ from selfplay import (KINDS, MAX_DEPTH, Rollout, Task, draw_programs, judge_answ
 
 SUITE_SEED = 505_03335  # fixed: every run and every seed is measured on the same tasks
 MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 is reported, and kept for extrapolation
-DEEP = range(4, 7)         # what the warm-up hardly showed
+DEEP = range(4, 7)         # what the warm-up hardly showed solved
 SMALL = 20                 # tasks a kind and depth of the evaluations along a run
 METRICS = ("greedy", "pass@1", "pass@16")
 BASE_FIELDS = (  # of a run's config: what a start network depends on. Runs that agree in these share it
@@ -111,25 +111,26 @@ def fits(model, prompt, max_new):
     return len(prompt) + max_new <= model.config.block_size
 
 
-def attempt(model, ex, tasks, max_new, temperature, tries, seed):
-    """Verdicts (len(tasks), tries) of sampled solutions, True = right; and the mean reply length in tokens. A prompt
-    that leaves no room for max_new tokens is not asked and counts as wrong."""
+def attempt(model, ex, tasks, max_new, temperature, tries):
+    """Whether sampled solutions are right, (len(tasks), tries) bool. A prompt that leaves no room for max_new tokens is
+    not asked and counts as wrong."""
     prompts = [solve_prompt(t) for t in tasks]
     asked = [i for i, p in enumerate(prompts) if fits(model, p, max_new)]
-    replies, _ = generate(model, [prompts[i] for i in asked], max_new, temperature, tries, seed)
+    replies, _ = generate(model, [prompts[i] for i in asked], max_new, temperature, tries, SUITE_SEED)
     verdicts = judge_answers(ex, [tasks[i] for i in asked for _ in range(tries)], [parse_answer(r) for r in replies])
     right = np.zeros((len(tasks), tries), bool)
     right[asked] = np.array([v == "right" for v in verdicts], bool).reshape(len(asked), tries)
-    return right, float(np.mean([len(r) for r in replies])) if replies else 0.0
+    return right
 
 
-def evaluate(model, ex, suite, max_new, samples=16, seed=SUITE_SEED, counts=None):
-    """{kind: {depth: {"greedy", "pass@1", "pass@4", "pass@16", "n", and intervals "..._ci"}}} on a suite as build_suite
-    makes it. counts, a dict, collects for each task whether the greedy reply was right and how many samples were, which
-    paired intervals need: {kind: {depth: {"greedy": [0 or 1], "right": [0..samples], "samples": samples}}}."""
+def evaluate(model, ex, suite, max_new, samples=16, counts=None):
+    """{kind: {depth: {"greedy", "pass@1", "pass@4", "pass@16", intervals "..._ci", "n", "too_long"}}} on a suite as
+    build_suite makes it. counts, a dict, collects for each task whether the greedy reply was right and how many
+    samples were, which paired intervals need: {kind: {depth: {"greedy": [0 or 1], "right": [0..samples], "samples":
+    samples}}}."""
     keys, tasks = list(suite), [t for key in suite for t in suite[key]]
-    greedy, _ = attempt(model, ex, tasks, max_new, 0.0, 1, seed)
-    sampled, _ = attempt(model, ex, tasks, max_new, 1.0, samples, seed)
+    greedy = attempt(model, ex, tasks, max_new, 0.0, 1)
+    sampled = attempt(model, ex, tasks, max_new, 1.0, samples)
     table, start = {}, 0
     for kind, depth in keys:
         n = len(suite[kind, depth])
@@ -177,7 +178,8 @@ def mean_at(table, metric, *cells):
 
 def shares(cell, metric):
     """One figure a task, the share of its replies that were right, from a cell of counts as evaluate collects them."""
-    return np.array(cell["greedy"], float) if metric == "greedy" else np.array(cell["right"], float) / cell["samples"]
+    right = cell["greedy" if metric == "greedy" else "right"][:10_000]  # suite_n's most; a stranger may write more
+    return np.array(right, float) / (1 if metric == "greedy" else cell["samples"])
 
 
 def gain(base, final, metric, counts=None, cells=MEAN_CELLS["all"]):
@@ -272,7 +274,7 @@ def print_result(result, model, max_new):
 # ---------------------------------------------------------------------------------------------------------------------
 # Functions as people write them: names with a meaning, loops, early returns, dicts, several arguments. The first 10 are
 # easy and half of these near the generator's own style, for a small model finds nothing to hold on to in the others.
-# Behind each `def` stand its inputs; deduction and abduction use the first, induction the first n_inputs.
+# Behind each `def` stand its 6 inputs; deduction and abduction use the first, induction as many as n_inputs.
 
 PEOPLE = r"""
 def f(x):  # 4 | 9 | 2 | 7 | 11 | 6
@@ -457,8 +459,8 @@ def people_suite(ex, n_inputs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: a run's folder, and a stranger's
 
-NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
-          "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536)}  # type, least, most
+NEEDED = {"n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536), "suite_n": (int, 1, 10_000),
+          "samples": (int, 1, 1024)}  # type, least, most
 
 
 def save(path, payload):
@@ -537,9 +539,8 @@ def load_gpt(path, config, state):
         model.load_state_dict(state)
         return model.eval()
     except Exception as error:  # whatever a foreign file may hold
-        reason = (str(error).splitlines() or [""])[0][:100]
-        fail(f"{path} is no nanoAZR checkpoint of this version ({type(error).__name__}: {reason}); give a folder "
-             "written by train.py")
+        fail(f"{path} is no nanoAZR checkpoint of this version ({type(error).__name__}: {str(error)[:100]}); give a "
+             "folder written by train.py")
 
 
 def load_run(path, device="cpu"):
@@ -616,7 +617,8 @@ def run_tasks(model, ex, path, max_new, samples):
 # ---------------------------------------------------------------------------------------------------------------------
 # --compare: one row a setting, whatever the seed; one table a start network, for gains over different ones say little
 
-OWN = set("seed command name commit date machine note eval_every save_every show_every".split())
+OWN = set("seed command name preset commit date machine note workers unsafe_executor eval_every save_every "
+          "show_every".split())
 
 
 def read_record(path):
@@ -637,9 +639,8 @@ def read_runs(paths):
     runs = []
     for path in paths:
         record = read_record(path)
-        config = record["config"] if isinstance(record.get("config"), dict) else {}
-        name, folder = config.get("name") or config.get("ablation"), os.path.basename(os.path.abspath(path))
-        run = {"named": bool(name), "name": str(name or folder), "record": record, "file": folder,
+        config, folder = at_path(record, "config", kind=dict) or {}, os.path.basename(os.path.abspath(path))
+        run = {"name": str(config.get("name") or folder), "record": record, "file": folder,
                "setting": {k: v for k, v in config.items() if k not in OWN and v},   # off: as if an old run lacked it
                "command": re.sub(r" --out \S+", "", str(config.get("command") or "")),
                "rollouts": number(record, "rollouts"), "minutes": number(record, "minutes")}
@@ -647,9 +648,8 @@ def read_runs(paths):
             run[m] = mean_at(record.get("final"), m, *MEAN_CELLS["all"])
             for k in MEAN_CELLS:
                 label = f"{m} {k}".removesuffix(" all")
-                low, high = (number(record, "gain", m, k, 1, i) for i in (0, 1))
                 run |= {"gain " + label: number(record, "gain", m, k, 0),
-                        "ci " + label: None if None in (low, high) else (low, high)}
+                        "ci " + label: [number(record, "gain", m, k, 1, i) for i in (0, 1)]}
         run["seed"], why = str(config.get("seed", path)), ""
         if None in (run["greedy"], run["pass@1"], run["gain greedy"], run["gain pass@1"], run["gain pass@1 deep"]):
             why = "no finished run (eval.json with base and final)"
@@ -675,11 +675,11 @@ def spread(values):
 def group_runs(runs):
     """[[row]]: a list for each start network, a row for each setting. The interval of a gain (a seed's is over its own
     base) is over seeds; of a lone seed it is the bootstrap over tasks, which says nothing of other seeds. Rows that
-    share a name say how they differ. Others are set against a list's first, `full` or one whose proposer learns."""
+    share a name say how they differ. A list begins with what its others are set against: `full`, else one of the most
+    seeds, if it may be one whose proposer learns."""
     groups, starts = {}, {}
     for run in runs:
-        key = (run["name"] if run["named"] else "", json.dumps(run["setting"], sort_keys=True))
-        groups.setdefault(key, []).append(run)
+        groups.setdefault((run["name"], json.dumps(run["setting"], sort_keys=True)), []).append(run)
     for mine in groups.values():
         setting, name = mine[0]["setting"], mine[0]["name"]
         twins = [g[0]["setting"] for g in groups.values() if g[0]["name"] == name]
@@ -691,8 +691,7 @@ def group_runs(runs):
                 row[m], row[m + " std"], _ = spread([r[m] for r in mine])
             gains = [r["gain " + m] for r in mine]
             row["gain " + m], _, half = spread(gains)
-            low, high = (mine[0]["ci " + m] or (None, None) if half is None else
-                         (row["gain " + m] - half, row["gain " + m] + half))
+            low, high = mine[0]["ci " + m] if half is None else (row["gain " + m] - half, row["gain " + m] + half)
             row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": gains}
         for k in ("rollouts", "minutes", "gain pass@16", *(f"gain {m} {k}" for m in METRICS[:2] for k in KINDS)):
             row[k] = mean([r[k] for r in mine])
@@ -750,6 +749,8 @@ def compare(paths, out, keep=None):
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
+    if keep and len({run["file"] for run in runs}) < len(runs):
+        fail("--keep names a record after its folder, and two of these have one name: rename one")
     for run in runs if keep else []:
         write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
     tables, text = group_runs(runs), io.StringIO()
@@ -763,7 +764,7 @@ def compare(paths, out, keep=None):
                           ("curves.svg", curves_svg([r["record"] for r in rows[0]["runs"]]))):
         if content:
             write_text(os.path.join(out, name), content)
-    print(f"wrote {os.path.join(out, 'compare.md')}, .csv, .svg and curves.svg")
+            print(f"wrote {os.path.join(out, name)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -791,12 +792,12 @@ def esc(text):
     """Any text as HTML text: markup escaped, control characters (which could hide or reorder it) made visible."""
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
                   lambda m: f"\\u{ord(m[0]):04x}", str(text))
-    return html.escape(text, quote=True)
+    return html.escape(text)
 
 
 def ticks(low, high, n=5):
     """Round numbers within [low, high], about n of them."""
-    size = 10.0 ** math.floor(math.log10((high - low) / n))
+    size = 10.0 ** math.floor(math.log10(max(high - low, 1e-300) / n))
     step = next(s * size for s in (1, 2, 5, 10) if s * size * 1.0001 >= (high - low) / n)
     return [k * step for k in range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)]
 
@@ -810,17 +811,16 @@ def short(v):
 
 def widen(values, span=None):
     """(low, high) of an axis: span where given, else the values, zero, and something to stand on."""
-    low, high = span or (min(0, *values, 0), max(0, *values, 0))
+    low, high = span or (min([0, *values]), max([0, *values]))
     return (low, high) if high - low > 1e-9 * max(1, abs(low), abs(high)) else (low, low + 1)
 
 
 def chart(title, unit, lines, *how, **more):
     """A chart as plot draws it, with its title, for a page."""
     drawn, high = plot(unit, lines, *how, **more)
-    if not drawn:
-        return f'<figure><figcaption>{esc(title)}</figcaption><p class="soft">not recorded in this run</p></figure>'
-    return (f'<figure><figcaption>{esc(title)}</figcaption><svg viewBox="0 0 {WIDE} {high}" role="img" '
-            f'aria-label="{esc(title)}">{drawn}</svg></figure>')
+    svg = f'<svg viewBox="0 0 {WIDE} {high}" role="img" aria-label="{esc(title)}">{drawn}</svg>'
+    return (f'<figure><figcaption>{esc(title)}</figcaption>'
+            f'{svg if drawn else "<p class=soft>not recorded in this run</p>"}</figure>')
 
 
 def plot(unit, lines, x_unit="step", span=None, mark="line", looks=("c0 d0", "c1 d1", "c2 d2", "c3 d3")):
@@ -911,10 +911,10 @@ def compare_svg(tables):
             name = r["name"] if len(r["name"]) < 27 else r["name"][:25] + ".."
             out.append(f'<text class="name" x="8" y="{y + 17}">{esc(name)}</text>')
             for j, (m, label) in enumerate(lines):
-                at, rise, low = y + 13 * j, 100 * r["gain " + m], r[f"gain {m} low"]
+                at, rise, ends = y + 13 * j, 100 * r["gain " + m], (r[f"gain {m} low"], r[f"gain {m} high"])
                 out.append(f'<text x="606" y="{at + 4}">{label} {rise:+.1f}</text>')
-                if low is not None:
-                    ends = px(100 * low), px(100 * r[f"gain {m} high"])
+                if None not in ends:
+                    ends = [px(100 * v) for v in ends]
                     out.append(f'<path class="line c{j} d{j}" d="M{ends[0]:.1f} {at}H{ends[1]:.1f}"/>')
                 out += [f'<circle class="c{j} hollow" cx="{px(100 * v):.1f}" cy="{at}" r="3"/>'
                         for v in r[f"gain {m} by seed"]]
@@ -960,7 +960,7 @@ CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label o
     ("What it proposes", "Novel: the program was not known yet. Learnable: solved by some tries but not by all.",
      [("valid proposals", "share", (0, 1), by_kind("valid")), ("novel proposals", "share", (0, 1), by_kind("novel")),
       ("learnable among the valid", "share", (0, 1), by_kind("learnable")),
-      ("depth of valid programs", "mean lines", None, by_kind("lines")),
+      ("length of valid programs", "mean lines", None, by_kind("lines")),
       ("size of valid programs", "mean nodes of the syntax tree", None, by_kind("nodes")),
       ("cyclomatic complexity of valid programs", "1 + decisions", None, by_kind("cyclomatic")),
       ("distance to the references", "share of lines they lack", (0, 1), by_kind("distance")),
@@ -971,7 +971,7 @@ CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label o
       ("solver", "mean tokens", None, by_kind("length", "solve/{}"))]),
     ("The learner", "KL: how far an update moves the policy. Rollouts without a gradient (advantage 0) are wasted.",
      [("entropy of the policy", "nats a token", None, {"entropy": ("entropy",)}),
-      ("KL to the policy of the step", "nats a token", None, {"KL": ("kl",)}),
+      ("KL of the update", "nats a token", None, {"KL": ("kl",)}),
       ("gradient norm", "norm", None, {"before clipping": ("grad_norm",)}),
       ("rollouts with a gradient", "number a step", None, {"with gradient": ("with_gradient",)})]),
     ("Time and memory", "All that is not sampling or learning should be small.",
@@ -988,8 +988,7 @@ def curve(records, path):
     for step, y in points:
         top, weight = keep * top + y, keep * weight + 1  # the weighted mean: unbiased from the first point on
         out.append((step, top / weight))
-    thin = out[::max(1, -(-len(out) // 240))]
-    return thin if thin[-1:] == out[-1:] else thin + out[-1:]
+    return out[::-max(1, -(-len(out) // 240))][::-1]  # from the end, so that the last point stays
 
 
 def held_out(records, result, metric, kind):
@@ -1062,19 +1061,17 @@ def task_card(step, task):
 
 
 def pick_tasks(records):
-    """12 (step, task) spread evenly over the run, the kinds in turn."""
-    shown = [(number(r, "step") or 0, tasks) for r in records
-             if (tasks := [t for t in listed(r, "tasks") if isinstance(t, dict)])]
-    n = min(12, sum(len(tasks) for _, tasks in shown))
-    picked = [shown[i * len(shown) // n] for i in range(n)]
-    return [(step, tasks[i % len(tasks)]) for i, (step, tasks) in enumerate(picked)]
+    """At most 12 (step, task) spread evenly over the run."""
+    shown = [(number(r, "step") or 0, t) for r in records for t in listed(r, "tasks") if isinstance(t, dict)]
+    stride = max(1, -(-len(shown) // 12))
+    return shown[::stride + (stride % 3 == 0)]  # records hold a task of each kind: a stride of 3 would show one kind
 
 
 def tiles(records, result):
     """The headline figures."""
     out, last = [], records[-1] if records else {}
     for m in ("pass@1", "greedy"):
-        before, after = (mean_at(result.get(end), m, *MEAN_CELLS["all"]) for end in ("base", "final"))
+        before, after = (mean_at(result.get(end), m, *MEAN_CELLS["all"]) for end, _ in ENDS)
         rise, ci = gain(result.get("base"), result.get("final"), m, result.get("counts"))
         if rise is not None:
             out.append((f"{percent(before)} to {percent(after)} %", f"{m} on held-out tasks of depth 1-5: "
@@ -1198,7 +1195,7 @@ def library_rate(model, prompts, longest, least):
     width, rates = max(map(len, prompts)), []
     idx = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts]).repeat_interleave(8, 0)  # left-padded
     torch.set_num_threads(os.cpu_count() or 1)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) * 2:
         start = time.perf_counter()
         with torch.inference_mode():
             out = twin.to(dtype).generate(
@@ -1222,7 +1219,7 @@ def bench_library(model, cfg, prompts):
     ours = seconds(lambda: generate(ender, prompts, cfg.max_new, tries=8, dtype=cfg.dtype))
     return {"library_tokens_per_s": library_rate(model, prompts, STEPS, STEPS),
             "uneven_tokens_per_s": sum(lengths) / ours,
-            "uneven_library_tokens_per_s": max(library_rate(ender, prompts, cfg.max_new, 1) for _ in range(2)),
+            "uneven_library_tokens_per_s": library_rate(ender, prompts, cfg.max_new, 1),
             "uneven_mean_length": sum(lengths) / len(lengths), "uneven_max_length": max(lengths)}
 
 
@@ -1306,13 +1303,16 @@ def bench_device(cfg, tasks=256, size=8192):
             "model_flops_utilisation": 3 * learnt * read / real * model.flops_per_token(80) / peak}
 
 
-def bench(folder):
+def bench(folder, unsafe):
     """Sampling, learning and executing on this machine's CPU at the cpu preset's size, each beside its naive path and
     this machine's limit; then bench_device, on a GPU. Prints a table, writes bench.json."""
     import train
+    try:
+        p = executor.bench(unsafe=unsafe)
+    except RuntimeError as e:
+        fail(e)
     train.tune_allocator()
     cores = os.cpu_count() or 1
-    network.THREADS = max(1, min(8, cores))
     cfg, _ = train.parse(["--preset", "cpu", "--device", "cpu"])
     torch.manual_seed(0)
     rng, model = random.Random(0), train.new_model(cfg)
@@ -1322,11 +1322,10 @@ def bench(folder):
     sampling, learning, shared = bench_ladders(model, cfg, prompts)
     naive, fast, plain, learnt = (rungs[end][1] for rungs in (sampling, learning) for end in (0, -1))
     flops = model.flops_per_token(80)
-    s = {"tokens_per_s": fast, "naive_tokens_per_s": naive, "ratio": fast / naive, "rollouts_per_s": fast / STEPS,
+    s = {"tokens_per_s": fast, "naive_tokens_per_s": naive, "ratio": fast / naive,
          "share_of_peak": fast * flops / peak, **bench_library(model, cfg, prompts)}
     t = {"tokens_per_s": learnt, "plain_tokens_per_s": plain, "ratio": learnt / plain, "prompts_shared": shared,
          "share_of_peak": 3 * (1 - shared) * learnt * flops / peak}
-    p = executor.bench()
     print(f"{cores} cores, {cfg.dtype}, matrix products at {peak / 1e9:,.0f} GFLOP/s, {model.num_params():,} weights\n")
     print(f"{'':22}{'fast':>12}{'naive':>12}{'ratio':>9}{'of limit':>10}")
     for name, ours, other, share in (
@@ -1341,7 +1340,7 @@ def bench(folder):
     print("\nladder, tokens/s", *(f"  {name:40}{rate:10,.0f}" for name, rate in sampling + learning), sep="\n")
     print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n\n"
           "naive: sampling without a cache, one row at a time; learning in padded float32 batches with all logits;\n"
-          "a fresh interpreter for each program. limit: the matrix peak; programs run bare, twice, on all cores.\n"
+          "a fresh interpreter for each program, one at a time. limit: the\nmatrix peak; programs run bare, twice, on all cores.\n"
           f"uneven: replies of {s['uneven_mean_length']:.0f} tokens on average, "
           f"{s['uneven_max_length']} at most, as in self-play.")
     gpu = None
@@ -1383,7 +1382,7 @@ def main(argv=None):
     if args.tasks is not None and args.run is None:
         fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
     if args.bench:
-        return bench(args.out)
+        return bench(args.out, args.unsafe_executor)
     if args.compare:
         return compare(args.compare, args.out, args.keep)
     if args.report is not None:

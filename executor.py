@@ -34,10 +34,10 @@ Where this differs from the paper (P) and from the authors' released code (C), a
 Covered: files, network, processes, signals, memory, endless loops (in C code, __repr__ and __del__ too), outputs too
 large, deep or cyclic, programs that spoil the next one, killed workers, a killed trainer.
 NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
-takes over its child can state any value of its own f, and read the texts it was sent with. A result that depends on the
-recursion or memory limit is accepted; so, now and then, are a few low bits of an address or a hash, and always the
-order of a set of None or built-in types, which is that of this Python. Total memory is up to 2 x workers x memory_mb.
-Without seccomp it refuses.
+takes over its child can state any value of its own f, and read the texts it was sent with. A result that depends on
+the recursion or memory limit is accepted; so, now and then, are a few low bits of an address or a hash, the order of a
+set of two words one time in eight, and always that of a set of None or built-in types, which is this Python's. Total
+memory is up to 2 x workers x memory_mb. Without seccomp it refuses.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
@@ -73,9 +73,10 @@ INPUT_BYTES = 4096
 OUTPUT_CHARS = 8192    # longer outputs are "output", never cut
 DEPTH = 60             # nesting of an output; also what ends a cyclic one
 AREA = 1 << 20         # bytes of shared memory for the records of a batch; when full, the rest goes to another child
+BATCH = 128            # programs a child at the most
 SEEDS = (0, 58, 26, 260)   # PYTHONHASHSEED of the zygotes, fixed so that a run can be repeated. All must agree where
-                           # order may come from a hash; searched so that 98 % of pairs of letters, digits and short
-                           # words come in both orders (Python 3.11 and later; any four seeds give 88 %)
+                           # order may come from a hash: of pairs of lower-case letters 98 % come in both orders (on
+                           # these the seeds were searched, Python 3.11), of pairs of words 85 to 90 %, as with any four
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +111,8 @@ def plain(x, mode, seen, depth=0):
         if kind is int and x.bit_length() > 14000 or kind in (str, bytes) and len(x) > OUTPUT_CHARS:
             raise NotPlain
         return loose_number(x) if mode == "loose" and kind in (bool, float, complex) else repr(x)
-    if kind not in (list, tuple, dict, set, frozenset) or depth == DEPTH:
-        raise NotPlain
-    if 3 * len(x) > OUTPUT_CHARS or len(seen) > OUTPUT_CHARS:     # an item is 3 characters or more: "1, "
-        raise NotPlain
+    if kind not in (list, tuple, dict, set, frozenset) or depth == DEPTH or max(3 * len(x), len(seen)) > OUTPUT_CHARS:
+        raise NotPlain     # 3: an item is three characters or more, "1, "
     if kind is dict:
         items = [plain(k, mode, seen, depth + 1) + ": " + plain(v, mode, seen, depth + 1) for k, v in x.items()]
         return "{" + ", ".join(items if mode == "value" else sorted(items)) + "}"
@@ -155,8 +154,7 @@ def literal(node):
     if kind is ast.Constant and node.value is not ...:
         return node.value
     if kind in (ast.List, ast.Tuple, ast.Set):
-        items = [literal(e) for e in node.elts]
-        return items if kind is ast.List else tuple(items) if kind is ast.Tuple else set(items)
+        return {ast.List: list, ast.Tuple: tuple, ast.Set: set}[kind](map(literal, node.elts))
     if kind is ast.Dict:
         return {literal(k): literal(v) for k, v in zip(node.keys, node.values)}
     if kind is ast.UnaryOp and type(node.op) in (ast.USub, ast.UAdd):
@@ -170,7 +168,7 @@ def literal(node):
     if kind is ast.Name and node.id in ("inf", "nan"):
         return float(node.id)
     if kind is ast.Call and type(node.func) is ast.Name and node.func.id in MAKERS and not node.keywords:
-        return MAKERS[node.func.id](*[literal(a) for a in node.args])
+        return MAKERS[node.func.id](*map(literal, node.args))
     raise ValueError("not a literal")
 
 
@@ -274,8 +272,6 @@ def allowed_builtins():
 ERROR_NAMES = {id(e): e.__name__ for e in vars(builtins).values()
                if isinstance(e, type) and issubclass(e, BaseException)}
 real_mro = type.__dict__["__mro__"].__get__     # a metaclass may lie about __mro__, __name__ and __hash__
-
-
 DECISIONS = (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.match_case)
 
 
@@ -477,9 +473,8 @@ def run_child(jobs, own, area, space, timeout, raise_wall):
 def serve(jobs, own, *how):
     """The lines of a request. What ends a batch is blamed on the program that ran then only once it has ended a child
     of its own too (a timeout is always its own fault); the programs behind it go to a new child."""
-    lines, alone, todo = [b""] * len(jobs), [], list(range(len(jobs)))
-    if own:
-        alone, todo = todo, []
+    lines, every = [b""] * len(jobs), list(range(len(jobs)))
+    alone, todo = (every, []) if own else ([], every)
     while todo:
         done, end = run_child([jobs[i] for i in todo], False, *how)
         for i, text in zip(todo, done):
@@ -530,7 +525,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     for _ in range(20):     # the first compile in a process builds tables that otherwise each child would build again
         for sample in "def f(x):\n    return {k: [k] for k in x}", "class C: pass\ndef f(x): return 1 +":
             Last.program = None
-            line(*judge(sample, "[1, -2.5, 'a', {1: (2,)}]", space, True))
+            judge(sample, "[1, -2.5, 'a', {1: (2,)}]", space, True)
 
     area, requests, answers = mmap.mmap(-1, AREA), open(0, "rb"), open(1, "wb")
     # Objects that stay, as many of each size as the hash seed says: addresses then differ below a page too
@@ -580,11 +575,11 @@ class Job:
 
 class Executor:
     """workers: pairs of zygotes at work at a time. timeout: CPU seconds of a run. memory_mb: address space of a child,
-    the interpreter's 30 MB included. batch: programs a child; 1 buys full isolation at a tenth of the speed. gate=False
+    the interpreter's 30 MB included. alone: a child for each program: full isolation, a tenth of the speed. gate=False
     drops the name gate and hands out the real builtins: only to test the wall. Any thread may call run()."""
 
-    def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, batch=128, cache_mb=64, gate=True):
-        self.workers, self.batch = workers or max(1, (os.cpu_count() or 2) // 2), batch
+    def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, alone=False, cache_mb=64, gate=True):
+        self.workers, self.alone = workers or max(1, (os.cpu_count() or 2) // 2), alone
         self.settings = [str(s) for s in (timeout, memory_mb, int(gate), int(not unsafe), os.getpid())]
         self.cache, self.old_cache, self.cache_size, self.cache_limit = {}, {}, 0, cache_mb << 19
         self.replaced = 0     # zygotes that died and were started again
@@ -653,10 +648,9 @@ class Executor:
                         together.setdefault(program, []).append(Job(program, args, key))
         fresh = [job for group in together.values() for job in group]
         # Pieces small enough that endless programs spread over the workers, large enough to make forks cheap
-        size = max(8, min(self.batch, len(fresh) // (8 * self.workers) + 1))
+        size = max(8, min(BATCH, len(fresh) // (8 * self.workers) + 1))
         pieces = [fresh[i:i + size] for i in range(0, len(fresh), size)]
-        for _ in self.lanes.map(self.settle, pieces, [check] * len(pieces)):
-            pass     # an exception in a lane surfaces here
+        list(self.lanes.map(self.settle, pieces, [check] * len(pieces)))     # list: a lane's exception surfaces here
         with self.changed:
             for job in fresh:
                 found[job.key] = r = job.result
@@ -679,30 +673,26 @@ class Executor:
             for job, text in zip(jobs, self.ask(jobs, seen) if jobs else ()):
                 if text != job.line:
                     error = decode(text)[0].error
-                    if error not in ("timeout", "memory", "crash"):
-                        error = "nondeterministic"
-                    job.result = Result(False, error=error)
+                    known = error in ("timeout", "memory", "crash")
+                    job.result = Result(False, error=error if known else "nondeterministic")
 
     def ask(self, jobs, seen):
         """Send jobs to a free zygote whose seed they have not seen -> their lines. A zygote that died is replaced, and
         another one asked; nine deaths in a row are beyond any program."""
-        data = marshal.dumps(([(job.program, job.args) for job in jobs], self.batch == 1))
+        data = marshal.dumps(([(job.program, job.args) for job in jobs], self.alone))
         for _ in range(9):
             with self.changed:
                 while not self.free - seen:
                     self.changed.wait()
                 i = min(self.free - seen)
                 self.free.remove(i)
-            zygotes = self.zygotes
             try:
-                if not zygotes:
-                    raise EOFError
-                z = zygotes[i]
+                z = self.zygotes[i]
                 send(z.stdin, data)
                 lines = receive(z.stdout).split(b"\n")
                 seen.update(range(i % len(SEEDS), len(self.zygotes), len(SEEDS)))
                 return lines
-            except (EOFError, OSError, ValueError):     # it died, or its pipes did
+            except (EOFError, OSError, ValueError, IndexError):     # it or its pipes died, or close() was called
                 if not self.zygotes:
                     raise RuntimeError("executor: closed while programs were running")
                 bury(z)
@@ -766,10 +756,10 @@ def small_programs(n, seed=0):
              + f"    return x + [{i}]", repr([draw.randrange(10) for _ in range(i % 5 + 1)])) for i in range(n)]
 
 
-def bench(seconds=4.0, workers=None):
+def bench(seconds=4.0, unsafe=False):
     """-> programs a second, checked (two runs each or more), beside a fresh interpreter for each (the usual way, one
-    run) and beside the limit, all cores compiling and running them without any wall, twice; and the seconds for 1,000
-    programs of which 10 are endless, at the default limit."""
+    run, one after the other) and beside the limit, all cores compiling and running them without any wall, twice; and
+    the seconds for 1,000 programs of which 10 are endless, at the default limit."""
     def per_second(run, jobs, step=1000):
         start, done = time.perf_counter(), 0
         while done < len(jobs) and time.perf_counter() - start < seconds / 3:
@@ -789,7 +779,7 @@ def bench(seconds=4.0, workers=None):
 
     jobs, mixed = small_programs(40_000), small_programs(1000, seed=1)
     mixed[::100] = [(f"def f(x):\n    while True:\n        x = {i}", "0") for i in range(10)]
-    with Executor(workers) as ex:
+    with Executor(unsafe=unsafe) as ex:
         ex.run(small_programs(500, seed=2))
         checked = per_second(ex.run, jobs)
         start = time.perf_counter()
@@ -812,12 +802,13 @@ def main():
              ("output bomb", "def f():\n    return 'a' * 10 ** 6", ""),
              ("equal to everything", "class Y:\n    __eq__ = lambda self, x: True\ndef f():\n    return Y()", ""),
              ("input closes the call", "def f(x):\n    return x", "1) or (2")]
-    with Executor(unsafe="--unsafe_executor" in sys.argv) as ex:
+    unsafe = "--unsafe_executor" in sys.argv
+    with Executor(unsafe=unsafe) as ex:
         for (what, program, args), r in zip(shown, ex.run([job[1:] for job in shown])):
             print(f"{what:22} -> {r.value if r.ok else r.error}")
         numbers = ex.literals(["1", "1.0", "True"])
         print("1, 1.0, True: keys", *(r.key for r in numbers), "- loose", *(r.loose for r in numbers))
-    b = bench(1.6)
+    b = bench(1.6, unsafe)
     print(f"{b['checked_per_s']:,.0f} checked programs a second, {b['ratio']:.0f}x a fresh process each;\n"
           f"1,000 programs with 1 % endless: {b['endless_1pct_s']:.2f} s")
 
@@ -827,4 +818,7 @@ if __name__ == "__main__":
         timeout, memory_mb, gated, wall, trainer = sys.argv[2:]
         zygote(float(timeout), int(memory_mb), gated == "1", wall == "1", int(trainer))
     else:
-        main()
+        try:
+            main()
+        except RuntimeError as error:     # no wall stands here
+            sys.exit(f"error: {error}")

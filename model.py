@@ -20,6 +20,7 @@ Try:  python model.py          # fast and naive sampling: same tokens, both spee
 """
 import copy
 import math
+import os
 import re
 import time
 import weakref
@@ -42,18 +43,18 @@ PIECES = [
     # program frame and lines; the newline with its indentation is part of the piece, so a line starts with one token
     "def f(x):", "def f(", "\n    return x", "\n    return ", "\n    x = ", "\n    y = ", "\n    ", "\n        ",
     "\n        x = ", "\n        y = ", "\n    for v in x:", "\n    for ", "\n    if ", "\n        if ", "\n    else:",
-    "\n    elif ", "\n    while ", "\n            ", "\n", "  # ", "  # from ", "    ",
+    "\n    elif ", "\n    while ", "\n            ", "  # ", "  # from ", "    ",
     # operators and brackets
     " + ", " - ", " * ", " // ", " % ", " == ", " != ", " > ", " < ", " >= ", " <= ", " = ", " += ", " -= ",
-    ", ", ": ", "'", "''", "[]", "()", "[", "]", "(", ")", "{", "}", "'.join(", "): ",
+    ", ", ": ", "''", "[]", "()", "'.join(", "): ",
     # expressions over x and over an element
     "x[::-1]", "x[1:]", "x[:-1]", "x[:", "x[", ":]", "x[0]", "x[-1]", "x + x", "x + ", "x - ", "x * ", "x // ", "x % ",
     "sorted(x)", "sorted(", "sum(x)", "len(x)", "max(x)", "min(x)", "abs(x)", "set(", "list(", "str(x)", "str(",
     "int(", "len(", "sum(", "max(", "min(", "range(", "range(x)", "abs(", "reversed(", "reverse=True)", "enumerate(",
-    "[v", " for v in x", " for v in ", " if v", "v", "v + ", "v - ", "v * ", "v % ", "v // ", " if x", " if ", " else ",
-    " else x", "x == ", "x > ", "x < ", " in x", " not in ", " in ", " and ", " or ", "not ", "x", "y",
+    "[v", " for v in x", " for v in ", " if v", "v + ", "v - ", "v * ", "v % ", "v // ", " if x", " if ", " else ",
+    " else x", "x == ", "x > ", "x < ", " in x", " not in ", " in ", " and ", " or ", "not ",
     "x.upper()", "x.lower()", "x.swapcase()", "x.title()", "x.replace(", "x.count(", "x.index(", "x.find(", "x.strip(",
-    "x.split(", ".append(", ".count(", ".replace(", ".upper()", ".lower()", ".join(", ".split(", "-", "None", "True",
+    "x.split(", ".append(", ".count(", ".replace(", ".upper()", ".lower()", ".join(", ".split(", "None", "True",
     "False", "return ", "lambda ", "import ", "while ", "for ", "if ",
     # the grammar's frequent half-lines and the elements of lists, each one token: a third fewer tokens a rollout
     "[v + ", "[v - ", "[v * ", "[v % ", " for v in x]", "[v for v in x if v > ", "x[1:] if len(x) > ",
@@ -72,12 +73,11 @@ SPECIAL = ["<|pad|>", "<|end|>", *(f"<|{role}_{kind}|>" for role in ("propose", 
 
 
 def _tokenizer():
-    pieces = list(dict.fromkeys(p for p in PIECES if len(p.encode()) > 1))  # single characters are bytes already
     ranks = {bytes([i]): i for i in range(256)}
-    ranks.update({p.encode(): 256 + i for i, p in enumerate(pieces)})
+    ranks.update({p.encode(): 256 + i for i, p in enumerate(PIECES)})
     special = {s: len(ranks) + i for i, s in enumerate(SPECIAL)}
     # (?s:.) takes any other character; outside the ranks tiktoken falls back to its bytes
-    pattern = "|".join(re.escape(p) for p in sorted(pieces, key=len, reverse=True)) + r"|(?s:.)"
+    pattern = "|".join(re.escape(p) for p in sorted(PIECES, key=len, reverse=True)) + r"|(?s:.)"
     return tiktoken.Encoding("nanoazr", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special), special
 
 
@@ -150,8 +150,8 @@ class Block(nn.Module):
         self.c = c
         self.norm1 = RMSNorm(c.n_embd, c.norm_eps)
         self.qkv = nn.Linear(c.n_embd, (c.n_head + 2 * c.n_kv_head) * c.head_dim, bias=False)
-        self.q_norm = RMSNorm(c.head_dim, c.norm_eps)
-        self.k_norm = RMSNorm(c.head_dim, c.norm_eps)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
         self.proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=False)
         self.norm2 = RMSNorm(c.n_embd, c.norm_eps)
         self.gate_up = nn.Linear(c.n_embd, 2 * c.n_inner, bias=False)
@@ -161,9 +161,8 @@ class Block(nn.Module):
         """x (B, T, C) -> q (B, KV, G, T, hd), k (B, KV, T, hd), v (B, KV, T, hd), where G = n_head / n_kv_head."""
         c, (B, T, _) = self.c, x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, T, -1, c.head_dim).split([c.n_head, c.n_kv_head, c.n_kv_head], 2)
-        if c.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(torch.cat([q, k], 2), cos, sin).to(v.dtype).split([c.n_head, c.n_kv_head], 2)
+        qk = rotate(torch.cat([self.q_norm(q), self.k_norm(k)], 2), cos, sin).to(v.dtype)
+        q, k = qk.split([c.n_head, c.n_kv_head], 2)
         q = q.view(B, T, c.n_kv_head, -1, c.head_dim).permute(0, 2, 3, 1, 4)
         return q, k.transpose(1, 2), v.transpose(1, 2)
 
@@ -225,8 +224,8 @@ class GPT(nn.Module):
         self.register_buffer("sin", angles.sin()[:, None], persistent=False)
 
     def forward(self, idx, select=None, cache=None, tree=None):
-        """idx (B, T), right-padded -> logits (B, T, V); with select, a bool mask (B, T) or a pair of indices, only
-        those rows: (M, V).
+        """idx (B, T), right-padded -> logits (B, T, V); with select, a pair of indices (M,), of those places only:
+        (M, V).
 
         Padding needs no mask: it stands to the right of everything real, where causal attention never looks. The
         head is a tenth of a small model's work and prompts need none of it, hence `select`. cache, a list, collects
@@ -265,21 +264,18 @@ class GPT(nn.Module):
             + 4 * c.n_layer * c.n_head * c.head_dim * context
 
 
-def logprobs(model, idx, mask, temperature=1.0, tree=None):
+def logprobs(model, idx, mask, tree=None):
     """Log-probs of the tokens of idx (B, T) where mask (B, T) is true, in row order: (M,), float32. mask[:, 0] must be
     false (nothing predicts the first token). Also returns the entropy (M,) of each prediction, detached. tree: see
     GPT.forward."""
-    if tree is None:
-        select = torch.zeros_like(mask)
-        select[:, :-1] = mask[:, 1:]                               # the prediction of token t sits at t - 1,
-    else:
-        select = mask.nonzero()[:, 0], tree[1][mask]               # or where its own branch says
-    logp = F.log_softmax(model(idx, select, tree=tree).float() / temperature, -1)
+    row, t = mask.nonzero(as_tuple=True)
+    select = row, t - 1 if tree is None else tree[1][mask]         # token t is predicted at t - 1, or where tree says
+    logp = F.log_softmax(model(idx, select, tree=tree).float(), -1)
     entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
     return logp.gather(-1, idx[mask][:, None])[:, 0], entropy
 
 
-def pad_rows(rows, multiple=16, device="cpu"):
+def pad_rows(rows, multiple=8, device="cpu"):
     """Lists of ids -> (B, T) right-padded, T rounded up to `multiple`, so that few distinct shapes occur."""
     T = -(-max(map(len, rows)) // multiple) * multiple
     out = torch.full((len(rows), T), PAD, dtype=torch.long)
@@ -319,6 +315,9 @@ def _check(model, prompts, max_new_tokens):
         raise ValueError(f"prompt + max_new_tokens = {longest} tokens, more than block_size {model.config.block_size}")
 
 
+THREADS = min(8, os.cpu_count() or 1)  # sampler and learner threads on a CPU
+
+
 @torch.inference_mode()
 def generate_naive(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, stop=END):
     """The specification of `generate`: one row at a time, the whole sequence again for every token, no cache."""
@@ -354,7 +353,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     _check(model, prompts, max_new_tokens)
     if not prompts:
         return [], []
-    cuda = next(model.parameters()).device.type == "cuda"
+    device = next(model.parameters()).device.type
+    cuda = device == "cuda"
     rows = rows or ((2048 if dtype == "bfloat16" else 512) if cuda else 384)
     threads = threads or (1 if cuda else THREADS)
     model = _bf16_copy(model) if dtype == "bfloat16" else model
@@ -363,11 +363,11 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     if cuda:
         chunks = [order[i:i + 2048] for i in range(0, len(order), 2048)]   # bounds the memory of the prompts' caches
     else:
-        chunks = [c for c in (order[k::threads] for k in range(threads)) if c]  # each gets its share of long ones
+        chunks = [order[k::threads] for k in range(min(threads, len(order)))]  # each gets its share of long ones
 
     def work(chunk):
         # both are thread-local, so each thread enters them
-        with torch.inference_mode(), torch.autocast("cuda" if cuda else "cpu", torch.bfloat16, dtype == "bfloat16"):
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, dtype == "bfloat16"):
             where = [i * tries + t for i in chunk for t in range(tries)]
             return where, *_decode(model, [prompts[i] for i in chunk], max_new_tokens, temperature, tries, u[where],
                                    stop, rows, cuda)
@@ -380,9 +380,6 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
         for r, row, lp, n in zip(where, ids.tolist(), lps.tolist(), length.tolist()):
             tokens[r], logps[r] = row[:n], lp[:n]
     return tokens, logps
-
-
-THREADS = max(1, min(8, torch.get_num_threads()))  # sampler and learner threads on a CPU
 
 
 _copies = weakref.WeakKeyDictionary()  # network -> its copy with matrices in bfloat16
@@ -414,9 +411,7 @@ def _prefill(model, prompts, rows=64):
     parts, outs, P = [], [], int(lens.max())
     for i in range(0, len(prompts), rows):
         idx, cache = pad_rows(prompts[i:i + rows], 1, device), []
-        last = torch.zeros_like(idx, dtype=torch.bool)
-        last[torch.arange(len(idx), device=device), lens[i:i + rows] - 1] = True
-        outs.append(model(idx, last, cache))
+        outs.append(model(idx, (torch.arange(len(idx), device=device), lens[i:i + rows] - 1), cache))
         parts.append(F.pad(torch.stack([torch.stack(pair) for pair in cache]), (0, 0, 0, P - idx.shape[1])))
     return torch.cat(parts, 2), lens, torch.cat(outs)
 
@@ -453,6 +448,8 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static
         room = _rooms.setdefault(id(model), {})                   # a cache and its graphs serve all calls
         z = room[places] = room.get(places) or _places(c, places, c.block_size, c.block_size, prefix.dtype, device)
         z.model = model                                           # held, so that its id is not given to another
+        z.lens.fill_(1)                                           # of an earlier call: with this call's longer replies
+        z.t.fill_(1)                                              # idle places would run past the cache
     else:  # float32 also under bfloat16: a batched product over a strided bfloat16 cache would copy the cache each step
         z = _places(c, min(places, N), P + max_new, max_new, torch.float32, device)
     row, waiting = torch.full((len(z.t),), -1), 0                 # place -> row of ids (-1: free); next row to start
@@ -508,8 +505,10 @@ def _advance(model, z, S, max_new, temperature):
     tokens fall into a column that is not read."""
     out = _step(model, z.token, z.before, z.lens + z.t - 1, z.cache, S)
     token, logp = pick(out, z.u.gather(1, z.t.clamp(max=max_new - 1)[:, None])[:, 0], temperature)
-    z.before.copy_(z.token), z.token.copy_(token)
-    z.ids.scatter_(1, z.t[:, None], token[:, None]), z.lps.scatter_(1, z.t[:, None], logp[:, None])
+    z.before.copy_(z.token)
+    z.token.copy_(token)
+    z.ids.scatter_(1, z.t[:, None], token[:, None])
+    z.lps.scatter_(1, z.t[:, None], logp[:, None])
     z.t.add_(1).clamp_(max=max_new)
 
 

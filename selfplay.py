@@ -37,6 +37,7 @@ Try:  python selfplay.py       # one prompt, reply, parse and reward for each of
 import math
 import random
 import re
+import sys
 from collections import deque
 from dataclasses import dataclass
 
@@ -134,16 +135,11 @@ def parse_proposal(kind, reply, n_inputs):
     if not reply or reply[-1] != END:
         return None
     parts = sections(reply[:-1])
-    if parts[0] != (None, []):
+    wanted = [INPUT] * n_inputs + [MESSAGE] if kind == "induction" else [PROGRAM, INPUT]
+    if [marker for marker, _ in parts] != [None, *wanted] or parts[0][1]:
         return None
-    markers, texts = [m for m, _ in parts[1:]], [decode(ids) for _, ids in parts[1:]]
-    if kind == "induction":
-        if markers != [INPUT] * n_inputs + [MESSAGE]:
-            return None
-        return None, texts[:-1], texts[-1]
-    if markers != [PROGRAM, INPUT]:
-        return None
-    return texts[0], [texts[1]], ""
+    texts = [decode(ids) for _, ids in parts[1:]]
+    return (None, texts[:-1], texts[-1]) if kind == "induction" else (texts[0], texts[1:], "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,8 +147,8 @@ def parse_proposal(kind, reply, n_inputs):
 
 
 def fault(kind, program, inputs, message, max_lines):
-    """'' or why a proposal is refused before anything is run: the length gate (max_lines 0: off), a hidden input that
-    is also shown, or a message that is code."""
+    """'' or why a proposal is refused before anything is run: the length gate (max_lines 0: off), two equal inputs (a
+    hidden pair could be a shown one), or a message that is code."""
     if max_lines and (program.count("\n") - 1 > max_lines or len(encode(program)) > MAX_PROGRAM):
         return "long program"
     if max_lines and max(len(encode(i)) for i in inputs) > MAX_VALUE:
@@ -162,7 +158,7 @@ def fault(kind, program, inputs, message, max_lines):
     return "message" if kind == "induction" and not MESSAGE_TEXT.fullmatch(message) else ""
 
 
-def constant(outputs):
+def hidden_agree(outputs):
     """Whether the hidden half of an induction task's outputs is one value: a constant program would be judged right."""
     return len(set(outputs[len(outputs) // 2:])) < 2
 
@@ -172,8 +168,7 @@ def make_tasks(ex, wanted, max_prompt=None, gate=True):
 
     Every program runs on every input twice, in two processes with different hash seeds and address layouts (j = 2 of
     Eq. 7); the first input that fails names the reason. A task whose solver prompt is longer than max_prompt tokens is
-    refused. gate=False lets failures through with the output None, which is then the right answer to what fails (an
-    ablation)."""
+    refused. gate=False lets failures through with the output None, which deduction is then asked for (an ablation)."""
     jobs = [(program, i) for _, program, inputs, _ in wanted for i in inputs]
     results = iter(ex.run(jobs))
     made = []
@@ -184,7 +179,7 @@ def make_tasks(ex, wanted, max_prompt=None, gate=True):
             error = "long output"
         task = Task(kind, program, list(inputs), [r.value if r.ok else "None" for r in rs],
                     [r.key if r.ok else "None" for r in rs], message)
-        if not error and gate and kind == "induction" and constant(task.outputs):
+        if not error and gate and kind == "induction" and hidden_agree(task.outputs):
             error = "constant"
         if not error and max_prompt and len(solve_prompt(task)) > max_prompt:
             error = "long prompt"
@@ -201,27 +196,19 @@ def judge_answers(ex, tasks, answers):
     literals = [i for i, t in enumerate(tasks) if t.kind != "induction" and answers[i] is not None]
     parsed = dict(zip(literals, ex.literals([answers[i] if tasks[i].kind in OUTPUT_KINDS else f"[{answers[i]}]"
                                              for i in literals])))  # arguments are data too, no expressions
-    jobs, spans = [], {}
-    for i, (task, answer) in enumerate(zip(tasks, answers)):
-        if answer is None or task.kind in OUTPUT_KINDS:
-            continue
-        half = len(task.inputs) // 2
-        mine = [(task.program, answer)] if task.kind == "abduction" else [(answer, x) for x in task.inputs[half:]]
-        spans[i] = (len(jobs), len(jobs) + len(mine))
-        jobs += mine
-    results = ex.run(jobs)
-    verdicts = []
-    for i, (task, answer) in enumerate(zip(tasks, answers)):
-        if answer is None:
-            verdicts.append("unparsable")
-            continue
-        as_data = i in parsed and (task.kind in OUTPUT_KINDS or not parsed[i].ok)
-        rs = [parsed[i]] if as_data else results[slice(*spans[i])]
+    runs = [[] if answer is None or task.kind in OUTPUT_KINDS else
+            [(task.program, answer)] if task.kind == "abduction" else
+            [(answer, x) for x in task.inputs[len(task.inputs) // 2:]] for task, answer in zip(tasks, answers)]
+    results, verdicts = iter(ex.run([job for mine in runs for job in mine])), []
+    for i, (task, mine) in enumerate(zip(tasks, runs)):
+        rs = [next(results) for _ in mine]
+        if i in parsed and (task.kind in OUTPUT_KINDS or not parsed[i].ok):
+            rs = [parsed[i]]
         want = task.keys[len(task.inputs) // 2:] if task.kind == "induction" else task.keys
-        if all(r.ok and r.key == k for r, k in zip(rs, want)):
+        if rs and all(r.ok and r.key == k for r, k in zip(rs, want)):
             verdicts.append("right")
         else:  # a text that is no literal, no input or no program at all is a format error, like a missing answer
-            verdicts.append("unparsable" if rs[0].error in ("syntax", "no_f", "forbidden") else "wrong")
+            verdicts.append("unparsable" if not rs or rs[0].error in ("syntax", "no_f", "forbidden") else "wrong")
     return verdicts
 
 
@@ -400,8 +387,7 @@ def read_trace(program, result):
     if not result.ok:
         return None
     lines = [m[0].strip() for m in ASSIGN.finditer(program)]
-    steps = [s.partition(":")[::2] for s in result.value[1:-1].split("|")]  # value is a repr: strip its quotes
-    *steps, (_, final) = steps
+    *steps, (_, final) = [s.partition(":")[::2] for s in result.value[1:-1].split("|")]  # a repr: strip its quotes
     if any(len(v) > 28 for _, v in steps) or len(steps) > 16:
         return None
     return [(lines[int(k)], v) for k, v in steps], final
@@ -409,19 +395,14 @@ def read_trace(program, result):
 
 def think_trace(steps):
     """Ids of a trace: each executed line again, with the value after it as a comment, which makes each step local."""
-    ids = []
-    for line, value in steps:
-        ids += encode(f"\n    {line}  # {value}")
-    return ids
+    return [t for line, value in steps for t in encode(f"\n    {line}  # {value}")]
 
 
 def think_back(start, steps):
     """Ids of a trace read backwards: each executed line, the last one first, with the value before it. This is how to
     get from an output to an input that gives it, and as local as the trace."""
-    before, ids = [start] + [value for _, value in steps], []
-    for (line, _), value in reversed(list(zip(steps, before))):
-        ids += encode(f"\n    {line}  # from {value}")
-    return ids
+    before = [start] + [value for _, value in steps]
+    return [t for (line, _), value in reversed([*zip(steps, before)]) for t in encode(f"\n    {line}  # from {value}")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -475,7 +456,7 @@ def is_banned(program, inputs, banned):
 def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
     """One Draw for each depth asked for, as executed: a draw is redone until it runs on all its inputs, stays within
     the length gate, no line stands twice, each operation changes something on the first input, inputs differ and
-    outputs are not all the same (where there are several), and neither program nor pair is banned (the held-out
+    hidden outputs are not all the same (where there are several), and neither program nor pair is banned (the held-out
     suite's). Returns (draws, hits): how many banned ones were thrown away."""
     draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
     while todo:
@@ -497,7 +478,7 @@ def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
             traces = [read_trace(program, next(results)) for _ in inputs]
             if None in traces or max(len(encode(f)) for _, f in traces) > MAX_VALUE:
                 continue
-            if n_inputs > 1 and constant([f for _, f in traces]):
+            if n_inputs > 1 and hidden_agree([f for _, f in traces]):
                 continue
             path = [inputs[0]] + [v for _, v in traces[0][0]]
             if any(a == b for a, b in zip(path, path[1:])):
@@ -540,8 +521,7 @@ def search(failed, right, budget, rng, patience):
     replies grow longer."""
     def size(try_):
         return len(demo([], *try_)[1])
-    parts, used = [], 0
-    given_up = False
+    parts, used, given_up = [], 0, False
     for try_ in failed:
         if used + size(try_) > budget:
             break
@@ -559,7 +539,7 @@ SHARES = {("propose", "deduction"): 5, ("propose", "abduction"): 5, ("propose", 
 
 
 def demonstrations(ex, rng, n, cfg, banned=frozenset()):
-    """n demonstrations drawn over all six roles (cfg: references, n_inputs, large, thoughts, hasty, patience, timid,
+    """n demonstrations drawn over all six cells (cfg: references, n_inputs, large, thoughts, hasty, patience, timid,
     max_new). Returns (list, hits): how many drawn programs were thrown away because they are the held-out suite's.
 
     The proposer's go to MAX_DEPTH, somewhat rarer (6:5:4:3:2:1), the solver's geometrically: the base can write far
@@ -607,7 +587,7 @@ def solver_demo(rng, kind, d, failed, cfg):
         thought, given_up = search([as_try(arg, trace, False) for _, arg, trace in failed],
                                    as_try(d.inputs[0], steps, True), int(0.7 * cfg.max_new), rng, cfg.patience)
         if given_up:                                     # it answers with its last candidate, which is not imitated
-            program, arg, _ = failed[thought.count(TRY) - 1]
+            program, arg, _ = failed[thought.count(TRY) - 1]   # the last one shown
             answer = (arg if kind == "abduction" else program, 0)
     return demo(solve_prompt(d.task(kind, rng)), *thought, ANSWER, answer, END)
 
@@ -645,7 +625,7 @@ def gold(draw, task, worked):
 def main():
     """One prompt, reply, parse and reward for each of the six role x kind cells, the replies from the generator."""
     rng, n = random.Random(3), 4
-    with Executor(workers=1) as ex:
+    with Executor(workers=1, unsafe="--unsafe_executor" in sys.argv) as ex:
         for kind in KINDS:
             (draw,), _ = draw_programs(ex, rng, [2], n if kind == "induction" else 1)
             (task, _), = make_tasks(ex, [(kind, draw.program, draw.inputs, draw.message(rng, 1.0))])
@@ -672,4 +652,7 @@ def show(role, kind, prompt, reply):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:                    # no kernel wall stands here
+        sys.exit(f"error: {error}")

@@ -45,7 +45,7 @@ import executor
 import model as network
 import selfplay
 import train
-from executor import Executor, Result
+from executor import Executor
 from model import END, GPT, GPTConfig, ID, PAD, decode, encode, generate, generate_naive, logprobs, pad_rows
 from selfplay import ANSWER, KINDS, Task
 from trr import advantages, policy_loss
@@ -69,6 +69,15 @@ def small_model(seed=0, **kw):
         model.sharpness.fill_(0.2)
         model.smear.normal_(std=0.5)
     return model
+
+
+def refusal(test, call, *args):
+    """What the call says on stderr; it must end with exit code 2 and one line."""
+    with contextlib.redirect_stderr(io.StringIO()) as err, test.assertRaises(SystemExit) as caught:
+        call(*args)
+    test.assertEqual(caught.exception.code, 2)
+    test.assertRegex(err.getvalue(), r"\Aerror: .*\n\Z")
+    return err.getvalue()
 
 
 def random_prompts(n, seed=0):
@@ -130,11 +139,14 @@ class TestSampler(unittest.TestCase):
 
     def test_static_shapes_equal_naive(self):
         """The steps that CUDA captures as graphs, run eagerly here, give the specification's tokens, whatever the state
-        has served before: other prompts, few places or many, other lengths, weights that have learnt since."""
+        has served before: other prompts (long ones last, whose idle places must not run out of the cache), few places
+        or many, other lengths, weights that have learnt since."""
         model = small_model(4)
         with unittest.mock.patch.object(network, "_capture", lambda step, z: step), torch.inference_mode():
-            for n, longest, places in ((5, 30, 16), (9, 30, 4), (3, 10, 16), (40, 8, 16), (5, 30, 16)):
-                prompts, u = random_prompts(n, n), network.uniforms(2 * n, longest, n)
+            for n, longest, places, before in ((5, 30, 16, 0), (9, 30, 4, 0), (3, 10, 16, 0), (40, 8, 16, 0),
+                                               (8, 8, 16, 50), (2, 60, 16, 0)):
+                prompts = [[7] * before + p for p in random_prompts(n, n)]
+                u = network.uniforms(2 * n, longest, n)
                 want, logps = generate_naive(model, prompts, longest, tries=2, seed=n)
                 ids, lps = network._decode(model, prompts, longest, 1.0, 2, u, END, places, static=True)
                 for row, lp, full, full_lp in zip(want, logps, ids.tolist(), lps.tolist()):
@@ -266,10 +278,13 @@ class TestModel(unittest.TestCase):
 
 class TestTRR(unittest.TestCase):
     def test_hand_worked(self):
-        """Eq. 8 on the README's eight numbers, worked by hand."""
-        r = [1.0, -0.5, -0.5, 1.0, 0.75, 0.0, 0.0, -1.0]
-        a = advantages(r, ["s"] * 4 + ["p"] * 4)
-        self.assertTrue(torch.allclose(a[:4], torch.tensor([1.0, -1, -1, 1]) * 0.75 / math.sqrt(0.75)))
+        """Eq. 8 on the eight numbers of trr.py's worked example, by hand; with a baseline a task an easy one gets 0."""
+        r, cells = [1.0, -0.5, 1.0, 1.0, 0.75, 0.0, 0.0, -1.0], ["s"] * 4 + ["p"] * 4
+        a = advantages(r, cells)
+        self.assertTrue(torch.allclose(a[:4], torch.tensor([0.5, -1.5, 0.5, 0.5])))
+        group = advantages(r, cells, [0, 0, 1, 1, -1, -1, -1, -1], "group")
+        self.assertTrue(torch.allclose(group[:4], torch.tensor([1, -1, 0, 0]) * 0.75 / math.sqrt(0.375)))
+        self.assertTrue(torch.allclose(group[4:], a[4:]))
         std = math.sqrt(sum((x + 0.0625) ** 2 for x in r[4:]) / 3)
         self.assertTrue(torch.allclose(a[4:], torch.tensor([(x + 0.0625) / std for x in r[4:]])))
 
@@ -773,24 +788,16 @@ class TestTrain(unittest.TestCase):
                      (["--resume", f"{tmp}/none"], "no run to resume"), (["--max_new", "400"], "block_size"),
                      (["--tasks", "20"], "lower it, or raise --tasks"), (["--lr", "-1"], "0 or above"),
                      (["--learn_tries", "9"], "more than --tries"), (["--resume_", "x"], "unknown flag"),
+                     (["--seed", "9" * 20], "2 ** 63"), (["--adam_eps", "0"], "above 0"),
+                     (["--harsh", "maybe"], "true or false"), (["--out", "/proc/x/y"], "cannot make"),
                      (["--n_inputs", "2"], "at least 3"), (["--steps", "0"], "at least 1"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
                      (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}", "--lr=1"], "no other flag")]
             if not torch.cuda.is_available():
                 cases.append((["--device", "cuda"], "no CUDA device"))
             for args, words in cases:
-                with self.subTest(args), self.assertRaises(SystemExit) as caught, \
-                        open(f"{tmp}/err", "w+") as err:
-                    stderr, sys.stderr = sys.stderr, err
-                    try:
-                        train.main(args)
-                    finally:
-                        sys.stderr = stderr
-                        err.seek(0)
-                        text = err.read()
-                        self.assertIn(words, text)
-                        self.assertEqual(text.count("\n"), 1)
-                self.assertEqual(caught.exception.code, 2)
+                with self.subTest(args):
+                    self.assertIn(words, refusal(self, train.main, args))
 
     def test_switches_run(self):
         """Each way to propose, fill, reward and learn runs a step to its end, also those that no other test switches
@@ -935,20 +942,13 @@ class TestTrain(unittest.TestCase):
                 self.assertEqual(json.load(f)["negative"], 0)
             self.assertTrue(os.path.exists(f"{tmp}/grid/no_blame-s1/eval.json"))
 
-    def ends(self, *args):
-        """What train.main(args) says on stderr; it must end with exit code 2 and one line."""
-        with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()) as err:
-            train.main(list(args))
-        self.assertEqual((caught.exception.code, err.getvalue().count("\n")), (2, 1))
-        return err.getvalue()
-
     def test_faults_are_named(self):
         """Disk full, a read-only folder, a full GPU: one line that says what to do, and nothing half written."""
         full, read_only = OSError(28, "No space left on device"), OSError(30, "Read-only file system")
         for fault, words in ((full, "make room"), (read_only, "make room"),
-                             (torch.OutOfMemoryError("x"), "--tasks (now 4)")):
+                             (torch.OutOfMemoryError("x"), "--tasks (now 4)"), (FloatingPointError("x"), "lower lr")):
             with tempfile.TemporaryDirectory() as tmp, unittest.mock.patch.object(train, "run", side_effect=fault):
-                self.assertIn(words, self.ends("--out", f"{tmp}/run", *TINY))
+                self.assertIn(words, refusal(self, train.main, ["--out", f"{tmp}/run", *TINY]))
                 self.assertEqual(sorted(os.listdir(f"{tmp}/run")), [".lock", "config.json"])
         with tempfile.TemporaryDirectory() as tmp:
             train.save(f"{tmp}/f", {"x": 1})
@@ -961,19 +961,18 @@ class TestTrain(unittest.TestCase):
         """A second run on a folder that is being written is refused while the first lives, and not after."""
         with tempfile.TemporaryDirectory() as tmp:
             held = train.lock(tmp)
-            with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()):
-                train.lock(tmp)
-            self.assertEqual(caught.exception.code, 2)
+            refusal(self, train.lock, tmp)
             held.close()
             train.lock(tmp).close()
 
     def test_nan_stops_before_the_step(self):
-        """A gradient that is not finite changes no weight; the loop then stops with the last good checkpoint."""
+        """A gradient that is not finite changes no weight; the run then stops with the last good checkpoint."""
         model, cfg = small_model(12), train.Config(device="cpu", dtype="float32", micro_tokens=512)
         r = selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [float("nan"), -1.0])
         before = [p.detach().clone() for p in model.parameters()]
         optimizers = train.make_optimizers(model, False, 0.0, 0.1)
-        self.assertIsNone(train.learn(cfg, model, optimizers, [r], torch.ones(1), random.Random(0)))
+        with self.assertRaises(FloatingPointError):
+            train.learn(cfg, model, optimizers, [r], torch.ones(1), random.Random(0))
         self.assertTrue(all(torch.equal(a, b) for a, b in zip(before, model.parameters())))
 
     def test_every_ablation_differs_as_named(self):
@@ -986,42 +985,6 @@ class TestTrain(unittest.TestCase):
             free = {*fields, "name", "device", "dtype", "micro_tokens"}
             same = [k for k in asdict(cfg) if k not in free]
             self.assertTrue(all(getattr(cfg, k) == getattr(full, k) for k in same), name)
-
-    def test_foreign_checkpoints(self):
-        """A truncated, flipped, foreign or code-carrying checkpoint is refused with exit code 2 and runs nothing."""
-        class Evil:
-            def __reduce__(self):
-                return os.mkdir, (f"{tmp}/executed",)
-        with tempfile.TemporaryDirectory() as tmp:
-            path = f"{tmp}/x.pt"
-            torch.save({"version": 1, "a": torch.zeros(100)}, path)
-            with open(path, "rb") as f:
-                good = f.read()
-            at = good.index(bytes(100))               # in the middle of the zeros of "a"
-            flipped = good[:at + 50] + b"\x01" + good[at + 51:]
-            for data in (b"", b"hello", good[:50], good[:-50], flipped, pickle.dumps(Evil())):
-                with open(path, "wb") as f:
-                    f.write(data)
-                with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(io.StringIO()):
-                    train.load(path, ("a",))
-                self.assertEqual(caught.exception.code, 2)
-            torch.save({"version": 2}, path)
-            with self.assertRaises(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-                train.load(path, ("a",))
-            self.assertFalse(os.path.exists(f"{tmp}/executed"))
-
-    def test_save_is_atomic(self):
-        """A write that fails half way leaves the old file whole."""
-        with tempfile.TemporaryDirectory() as tmp:
-            train.save(f"{tmp}/f", "old")
-
-            class Unwritable:
-                def __reduce__(self):
-                    raise RuntimeError("cannot be saved")
-            with self.assertRaises(RuntimeError):
-                train.save(f"{tmp}/f", {"x": Unwritable()})
-            with open(f"{tmp}/f") as f:
-                self.assertEqual(f.read(), "old")
 
     def test_what_a_checkpoint_brings_back(self):
         """A resumed run has the tasks its buffers share with the next step (previous_step), and the optimizer's moments
@@ -1036,17 +999,15 @@ class TestTrain(unittest.TestCase):
                           {"deduction": 2})
         with tempfile.TemporaryDirectory() as tmp:
             train.checkpoint(cfg, tmp, model, base, optimizers, game, 5, 1.5)
-            data = train.load(f"{tmp}/ckpt.pt", ("model",))
-            other = train.make_optimizers(small_model(4), False, 0.0, 0.05, 0.99, 1e-8, 0.02)
-            got, step, minutes = train.restore(cfg, data, "x", small_model(4), base, other)
+            other, path = train.make_optimizers(small_model(4), False, 0.0, 0.05, 0.99, 1e-8, 0.02), f"{tmp}/ckpt.pt"
+            got, step, minutes = train.restore(cfg, path, small_model(4), base, other)
+            said = refusal(self, train.restore, cfg, path, model, small_model(5).state_dict(), other)
+        self.assertIn("another start network", said)
         self.assertEqual((got, step, minutes), (game, 5, 1.5))
         for mine, old in zip(other[0].param_groups, optimizers[0].param_groups):
             self.assertNotEqual(mine["lr"], old["lr"])
             for p, q in zip(mine["params"], old["params"]):
                 self.assertTrue(torch.equal(other[0].state[p]["exp_avg"], optimizers[0].state[q]["exp_avg"]))
-        with self.assertRaises(SystemExit), contextlib.redirect_stderr(io.StringIO()) as err:
-            train.restore(cfg, data, "x", model, small_model(5).state_dict(), other)
-        self.assertIn("another start network", err.getvalue())
 
     def test_torn_metrics(self):
         """A half-written last line and lines past the checkpoint are dropped, the rest is kept to the letter."""
@@ -1590,7 +1551,7 @@ class ExecutorTest(unittest.TestCase):
                                                                               (body("return list(set('abc'))"), "")]
         expected = dict(zip(jobs, self.ex.run(jobs)))
         random.Random(1).shuffle(jobs)
-        for settings in ({"batch": 1}, {"workers": 1}, {"workers": 3, "batch": 7}):
+        for settings in ({"alone": True}, {"workers": 1}, {"workers": 3}):
             with Executor(**settings) as ex:
                 self.assertEqual(dict(zip(jobs, ex.run(jobs))), expected)
 
@@ -1861,7 +1822,7 @@ class LifeTest(unittest.TestCase):
         self.assertLessEqual(set(ends), {"done", "RuntimeError"})
 
     def test_refuses_without_a_wall(self):
-        """Where the kernel refuses seccomp it says so and names the flag; unsafe=True runs and warns."""
+        """Where the kernel refuses seccomp it says so and names the flag; with that it runs and warns, alone as well."""
         script = """
             import ctypes, struct
             code = [(0x20, 0, 0, 0), (0x15, 0, 3, {prctl}), (0x20, 0, 0, 16), (0x15, 0, 1, 22),     # prctl(22, ...)
@@ -1871,7 +1832,8 @@ class LifeTest(unittest.TestCase):
             libc = ctypes.CDLL(None)
             assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0,
                                                                   0) == 0     # no more filters from here on
-            from executor import Executor, Result
+            import subprocess, sys
+            from executor import Executor
             try:
                 Executor()
             except RuntimeError as e:
@@ -1879,10 +1841,13 @@ class LifeTest(unittest.TestCase):
             with Executor(unsafe=True) as ex:
                 print(ex.run([("def f(): return 5", ""), ("def f():\\n    while True: pass", ""),
                               ("def f(): return open('/etc/passwd')", ""), ("def f(): return [0] * 10 ** 10", "")]))
+            for flags in [], ["--unsafe_executor"]:
+                done = subprocess.run([sys.executable, "executor.py", *flags], capture_output=True, text=True)
+                print(done.returncode, "Traceback" in done.stderr, "programs a second" in done.stdout)
         """.format(prctl={"x86_64": 157, "aarch64": 167}[os.uname().machine])
         done = self.run_script(script)
         self.assertIn("--unsafe_executor", done.stdout, done.stderr)
-        self.assertEqual(done.stdout.count("\n"), 2)
+        self.assertEqual(done.stdout.split("\n")[2:], ["1 False False", "0 False True", ""])
         for text in ("value='5'", "error='timeout'", "error='forbidden'", "error='memory'"):
             self.assertIn(text, done.stdout)
         self.assertIn("NO KERNEL WALL", done.stderr)
@@ -2134,20 +2099,6 @@ class TestTaskFile(unittest.TestCase):
         tasks, bad, err = self.read(b"\xef\xbb\xbf" + row + b"\r\n" + row + b"\r\n")
         self.assertEqual((len(tasks), bad, err), (4, 0, ""))
 
-    def test_random_bytes(self):
-        """2,000 lines of mutated JSON and noise raise nothing and are all named or run."""
-        rng = random.Random(0)
-        row = b'{"code": "def f(x):\\n    return x", "input": "1", "output": "1", "id": "a"}'
-        lines = []
-        for _ in range(2000):
-            text = bytearray(row)
-            for _ in range(rng.randint(1, 4)):
-                text[rng.randrange(len(text))] = rng.choice(b'"{}[]\\:,0x \t\x00\xff\xc3')
-            lines.append(bytes(text))
-        tasks, bad, err = self.read(b"\n".join(lines))
-        self.assertEqual(len(tasks) // 2 + bad, 2000)
-        self.assertEqual(len(err.strip().split("\n")), bad)
-
     def test_from_the_command_line(self):
         """One good line is enough for exit code 0 and both kinds; an empty, missing or hopeless file exits 2."""
         with tempfile.TemporaryDirectory() as d:
@@ -2269,13 +2220,7 @@ class TestLoading(unittest.TestCase):
         self.folder, self.file = scratch.name, os.path.join(scratch.name, "ckpt.pt")
 
     def refused(self):
-        err = io.StringIO()
-        with contextlib.redirect_stderr(err), self.assertRaises(SystemExit) as caught:
-            evaluation.load_run(self.folder)
-        self.assertEqual(caught.exception.code, 2)
-        self.assertEqual(err.getvalue().count("\n"), 1)
-        self.assertTrue(err.getvalue().startswith("error: "))
-        return err.getvalue()
+        return refusal(self, evaluation.load_run, self.folder)
 
     def test_a_whole_one_loads(self):
         """What was saved is what is loaded, with and without a start model."""
@@ -2347,7 +2292,7 @@ class TestLoading(unittest.TestCase):
     def test_foreign_configs(self):
         """config.json: missing, torn, no object, a field missing, of another type or out of range."""
         save_run(self.folder)
-        for text in ("", "{", "[]", "null", "[" * 100_000, json.dumps({**CONFIG, "seed": "1"}),
+        for text in ("", "{", "[]", "null", "[" * 100_000, json.dumps({**CONFIG, "suite_n": "1"}),
                      json.dumps({**CONFIG, "large": 1}), json.dumps({**CONFIG, "samples": 10 ** 30}),
                      json.dumps({**CONFIG, "n_inputs": 1}),
                      json.dumps({k: v for k, v in CONFIG.items() if k != "max_new"})):

@@ -12,8 +12,8 @@ Where we differ from the paper and from the authors' code:
 2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors sample twice and drop one
    lot).
 3) Tasks whose tries all earned the same are left out of the solver's update (`skip_flat`), and empty places of the
-   solver's batch are filled from the buffer with tasks last seen to be learnable (`fill`). A rollout carries about
-   one bit: those carry none. `--ablation paper_batch` switches both back.
+   solver's batch are filled from the buffer with tasks last seen to be learnable (`fill`): those say nothing of which
+   try was better. `--ablation paper_batch` switches both back.
 4) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
 6) The learning rate rises and falls; no weight decay, no entropy bonus (paper: constant, .01, .001). The program of an
@@ -104,7 +104,7 @@ class Config:
     learner: str = "rl"           # rl | supervised (the fixed set's gold answers) | worked (and their thoughts)
     fill: str = "learnable"       # learnable | uniform: which buffer tasks fill the solver's batch
     novelty_gate: bool = True     # a program seen before is not valid
-    length_gate: bool = True      # bounds lines and values of proposals
+    length_gate: bool = True      # bounds programs and inputs of proposals (outputs always are: selfplay.MAX_VALUE)
     max_lines: int = 6            # of a proposed program, between `def` and `return`
     validity_gate: bool = True    # False: what fails to run enters the buffer, with the output None
     previous_step: bool = False   # True: solve the tasks of the step before, as the authors' code does
@@ -211,7 +211,7 @@ def parse(argv):
     ap.add_argument("--seeds", type=int, default=0)
     ap.add_argument("-h", "--help", action="store_true")
     for f in fields(Config):
-        ap.add_argument("--" + f.name)
+        ap.add_argument("--" + f.name, **({"nargs": "?", "const": "true"} if f.type is bool else {}))
     args, unknown = ap.parse_known_args(argv)
     if args.help:
         print(__doc__.strip(), "\n\npython train.py [--preset cpu|gpu|smoke] [--seed S] [--ablation NAME|all]"
@@ -255,6 +255,8 @@ def check(cfg):
             fail(f"--{f.name} must be a finite number, 0 or above, not {value}")
         if f.type is int and value < LEAST.get(f.name, 1):
             fail(f"--{f.name} must be at least {LEAST.get(f.name, 1)}, not {value}")
+    if cfg.seed >= 2 ** 63 or not cfg.adam_eps:
+        fail("--seed must be below 2 ** 63, and --adam_eps above 0 (a weight without a gradient would become 0 / 0)")
     kinds = cfg.kinds.split(",")
     if not set(kinds) <= set(KINDS) or len(set(kinds)) != len(kinds):
         fail(f"--kinds {cfg.kinds!r}: a comma-separated choice of {', '.join(KINDS)}")
@@ -337,7 +339,10 @@ def read_config(out):
 
 def lock(folder):
     """Hold the folder for this process; the kernel lets go when the process ends, however it ends."""
-    handle = open(os.path.join(folder, ".lock"), "w")
+    try:
+        handle = open(os.path.join(folder, ".lock"), "w")
+    except OSError as error:
+        fail(f"cannot write to {folder} ({error.strerror}): give another --out")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -346,7 +351,7 @@ def lock(folder):
     return handle
 
 
-OPEN = []  # the folder's lock, the executor and the logs, to close on the way out
+OPEN = []  # the folder's lock and the logs, to close on the way out
 STOP = {"signal": 0}
 
 
@@ -376,8 +381,8 @@ def tune_allocator():
 def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95, eps=1e-8, sharp_lr=None):
     """Muon for the blocks' matrices (half of AdamW's examples for the same accuracy in the warm-up), AdamW for the
     rest."""
-    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and n.startswith("blocks")]
-    rest = [p for n, p in model.named_parameters() if not (p.dim() == 2 and n.startswith("blocks"))]
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    rest = [p for n, p in model.named_parameters() if p.dim() != 2 or not n.startswith("blocks")]
     adam = dict(lr=adam_lr, betas=(0.9, beta2), eps=eps, weight_decay=0.0, fused=True)
     if sharp_lr is not None:                          # self-play: a rate of its own
         rest = [p for p in rest if p is not model.sharpness]
@@ -393,11 +398,11 @@ def set_lr(optimizers, scale):
         g["lr"] = g.setdefault("peak", g["lr"]) * scale
 
 
-def buckets(lengths, tokens, multiple=8):
+def buckets(lengths, tokens):
     """Indices in micro-batches of similar length, each of at most `tokens` padded tokens."""
     out, current = [], []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        width = -(-lengths[i] // multiple) * multiple
+        width = -(-lengths[i] // 8) * 8              # as pad_rows will have it
         if current and width * (len(current) + 1) > tokens:
             out.append(current)
             current = []
@@ -451,7 +456,7 @@ def demo_batches(demos, cfg):
     norm, batches = sum(sum(w) for _, _, w in demos), []
     lengths = [len(p) + len(r) for p, r, _ in demos]
     for rows in buckets(lengths, budget(cfg, lengths)):
-        idx = pad_rows([demos[i][0] + demos[i][1] for i in rows], 8)
+        idx = pad_rows([demos[i][0] + demos[i][1] for i in rows])
         weights = torch.zeros(idx.shape)
         for j, i in enumerate(rows):
             prompt, reply, w = demos[i]
@@ -472,31 +477,45 @@ def base_key(cfg):
     What only self-play uses is left out, so that a change of it finds its base in the cache, and so is what should
     change nothing but rounding (the sampler, the threads)."""
     s, e = selfplay, evaluation
-    code = (s.Draw, s.Task, s.abduction_try, s.ban, s.constant, s.demo, s.demonstrations, s.draw_programs,
-            s.gold_answer, s.induction_try, s.is_banned, s.judge_answers, s.make_tasks, s.near_miss,
-            s.parse_answer, s.propose_prompt, s.random_op, s.random_program, s.random_value, s.read_trace,
-            s.search, s.sections, s.solve_prompt, s.solver_demo, s.solver_depth, s.think_back,
-            s.think_trace, s.traced, s.wrong_candidates, network.Block, network.GPT, network.GPTConfig,
-            network.RMSNorm, network.logprobs, network.rotate, make_optimizers, set_lr, warm_up,
-            demo_batches, demo_loss, e.attempt, e.build_suite, e.evaluate, e.measure, e.people_suite)
+    code = (s.Draw, s.Task, s.abduction_try, s.ban, s.demo, s.demonstrations, s.draw_programs, s.gold_answer,
+            s.hidden_agree, s.induction_try, s.is_banned, s.join_program, s.judge_answers, s.make_tasks, s.near_miss,
+            s.parse_answer, s.propose_prompt, s.random_op, s.random_program, s.random_value, s.read_trace, s.sample,
+            s.search, s.sections, s.solve_prompt, s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced,
+            s.wrong_candidates, network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network._tokenizer,
+            network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, demo_batches, demo_loss,
+            e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k, e.people_suite)
     text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
-                 s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, network.PIECES, network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
-                 [ast.dump(ast.parse(inspect.getsource(f))) for f in code]])         # without comments and layout
+                 s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN.pattern, network.PIECES,
+                 network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
+                 [ast.dump(ast.parse(inspect.getsource(f))) for f in code]])    # without comments; docstrings count
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def warm_up(cfg, model, ex, suite, people, banned, out):
-    """Train the base, or fetch it from the cache. Returns (its measures, minutes it took). An interrupted warm-up goes
-    on at the step where it was left, because chunk c of the demonstrations is a function of (seed, c)."""
-    os.makedirs(os.path.join(os.path.dirname(out) or ".", "bases"), exist_ok=True)
-    path = os.path.join(os.path.dirname(out) or ".", "bases", f"{base_key(cfg)}.pt")
+    """Fetch the base from the cache, the folder `bases` beside the run's, or train and measure it. Returns (its
+    measures, minutes it took)."""
+    bases, key = os.path.normpath(os.path.join(out, os.pardir, "bases")), base_key(cfg)
+    path, part = os.path.join(bases, f"{key}.pt"), os.path.join(out, f"warmup-{key}.pt")
+    os.makedirs(bases, exist_ok=True)
     if os.path.exists(path):
         data = load(path, ("model", "measured", "minutes"))
         load_weights(model, data["model"], path)
         print(f"base network from {path} ({data['minutes']:.1f} minutes when it was made)")
         return data["measured"], data["minutes"]
+    minutes, start = train_base(cfg, model, ex, banned, out, part) / 60, time.time()
+    measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples)
+    print(f"held-out suite: {sum(map(len, suite.values()))} tasks, {time.time() - start:.0f} s")
+    save(path, {"version": 1, "model": model.state_dict(), "measured": measured, "minutes": minutes})
+    if os.path.exists(part):
+        os.remove(part)
+    return measured, minutes
+
+
+def train_base(cfg, model, ex, banned, out, part):
+    """Train the base; returns seconds. An interrupted warm-up goes on at the step that the file `part` holds (in the
+    run's folder: two runs may make one base), because chunk c of the demonstrations is a function of (seed, c)."""
     optimizers = make_optimizers(model, True, cfg.warmup_lr, cfg.warmup_adam_lr)
-    first, spent, part = 0, 0.0, os.path.join(out, "warmup.pt")   # in the run's folder: two runs may make one base
+    first, spent = 0, 0.0
     if os.path.exists(part):
         data = load(part, ("model", "optimizers", "step", "seconds"))
         load_weights(model, data["model"], part)
@@ -516,6 +535,8 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
             demos, hits = demos + rng.sample(demos, len(demos)), hits + refused
         mine = [d for d in demos[step % chunk * cfg.warmup_batch:][:cfg.warmup_batch]
                 if len(d[0]) + len(d[1]) <= cfg.block_size]
+        if not mine:
+            continue
         batches = demo_batches(mine, cfg)
         tokens += sum(idx.numel() for idx, _, _ in batches)
         stats = accumulate(model, batches, demo_loss, cfg.dtype)
@@ -524,7 +545,7 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
         for o in optimizers:
             o.step()
         seconds = spent + time.time() - start
-        if step % chunk == chunk - 1:
+        if step % chunk == chunk - 1 or step + 1 == cfg.warmup_steps:
             loss = float(sum(s["loss"] for s in stats))
             if not math.isfinite(loss):
                 fail(f"the warm-up's loss is {loss} at step {step}: lower --warmup_lr (now {cfg.warmup_lr})")
@@ -538,15 +559,8 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
                         "optimizers": [o.state_dict() for o in optimizers]})
         if STOP["signal"]:
             leave(out)
-    minutes = seconds / 60
-    print(f"warm-up: {minutes:.1f} minutes; {hits} drawn programs were the held-out suite's and thrown away")
-    start = time.time()
-    measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples)
-    print(f"held-out suite: {sum(map(len, suite.values()))} tasks, {time.time() - start:.0f} s")
-    save(path, {"version": 1, "model": model.state_dict(), "measured": measured, "minutes": minutes})
-    if os.path.exists(part):
-        os.remove(part)
-    return measured, minutes
+    print(f"warm-up: {seconds / 60:.1f} minutes; {hits} drawn programs were the held-out suite's and thrown away")
+    return seconds
 
 
 def new_model(cfg):
@@ -569,7 +583,8 @@ def load_weights(model, weights, path):
 class Game:
     """What self-play carries from step to step, beside the weights."""
     buffers: dict                # kind -> deque of Task
-    known: set                   # programs proposed within the length gate, whether they ran or not: the novelty gate
+    known: set                   # the novelty gate: programs proposed within the length gate, whether they ran or not;
+                                 # none of induction's, which is given its program
     rollouts: int = 0            # sampled so far, seeding aside
     held_out: int = 0            # proposals refused because the held-out suite has them
     waiting: dict = field(default_factory=dict)  # previous_step: kind -> how many of its newest the next step solves
@@ -607,10 +622,9 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
                 references = selfplay.sample(rng.choice(pool), 1, rng)
             else:
                 references = selfplay.sample(game.buffers[kind], cfg.references, rng)
-            prompt = selfplay.propose_prompt(kind, references)
-            while len(prompt) > cfg.block_size - PROPOSAL and kind != "induction":  # room for the reply
-                references = references[:-1]
-                prompt = selfplay.propose_prompt(kind, references)
+            while len(prompt := selfplay.propose_prompt(kind, references)) > cfg.block_size - PROPOSAL \
+                    and kind != "induction":
+                references = references[:-1]         # room for the reply
             prompts.append(prompt)
             sources.append((kind, references))
     replies, logps = generate(model, prompts, PROPOSAL, seed=sample_seed(cfg, step, 0), dtype=cfg.dtype)
@@ -624,7 +638,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
         program, inputs, message = parsed
         program = references[0].program if kind == "induction" else program
         r.known = kind != "induction" and program in game.known
-        r.verdict = selfplay.fault(kind, program, inputs, message, cfg.max_lines * cfg.length_gate) \
+        r.verdict = selfplay.fault(kind, program, inputs, message, cfg.max_lines if cfg.length_gate else 0) \
             or ("known" if cfg.novelty_gate and r.known else "") \
             or ("held out" if selfplay.is_banned(program, inputs, banned) else "")
         game.held_out += r.verdict == "held out"
@@ -640,6 +654,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
 
 
 def sample_seed(cfg, step, phase):
+    """phase: 0 for what is proposed, 1 for what is solved."""
     return (cfg.seed * 1_000_003 + step * 8 + phase) % 2 ** 31
 
 
@@ -663,7 +678,7 @@ def solve(cfg, model, ex, tasks, step):
     replies, logps = generate(model, prompts, cfg.max_new, tries=cfg.tries, seed=sample_seed(cfg, step, 1),
                               dtype=cfg.dtype)
     rollouts = [Rollout("solve", tasks[g].kind, prompts[g], reply, logp, tasks[g], g, selfplay.parse_answer(reply))
-                for g, reply, logp in zip((i // cfg.tries for i in range(len(replies))), replies, logps)]
+                for i, (reply, logp) in enumerate(zip(replies, logps)) for g in [i // cfg.tries]]
     for r, verdict in zip(rollouts, selfplay.judge_answers(ex, [r.task for r in rollouts],
                                                            [r.answer for r in rollouts])):
         r.verdict, r.reward = verdict, selfplay.SOLVE_REWARD[verdict]
@@ -699,7 +714,7 @@ def rollout_batches(rollouts, adv, cfg, longest=SHARED):
     lengths = [len(rollouts[row[0]].prompt) + sum(len(rollouts[i].reply) for i in row) for row in rows]
     for part in buckets(lengths, budget(cfg, lengths)):
         mine = [i for k in part for i in rows[k]]
-        idx = pad_rows([rollouts[rows[k][0]].prompt + sum((rollouts[i].reply for i in rows[k]), []) for k in part], 8)
+        idx = pad_rows([rollouts[rows[k][0]].prompt + sum((rollouts[i].reply for i in rows[k]), []) for k in part])
         position, previous, branch = torch.zeros(3, *idx.shape, dtype=torch.long)
         mask = torch.zeros(len(mine), max(len(rollouts[i].reply) for i in mine), dtype=torch.bool)
         old, n = torch.zeros(mask.shape), 0
@@ -727,18 +742,16 @@ def rollout_loss(model, batch, cfg):
 
 
 def update(cfg, model, optimizers, batches, loss_fn, total):
-    """One optimizer step over micro-batches; its figures are added to the Counter `total`. False, and no step made,
-    where the gradient is not finite."""
+    """One optimizer step over micro-batches; its figures are added to the Counter `total`."""
     total["padded"] += sum(b[0].numel() for b in batches)
     total["read"] += sum(int(b[0].ne(network.PAD).sum()) for b in batches)
     for stats in accumulate(model, batches, loss_fn, cfg.dtype):
         total.update({k: float(v) for k, v in stats.items()})
     total["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
     if not math.isfinite(total["grad_norm"]):
-        return False
+        raise FloatingPointError("the gradient is not finite")
     for o in optimizers:
         o.step()
-    return True
 
 
 @torch.no_grad()
@@ -762,8 +775,7 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
         for at in range(0, len(order), size):
             part = order[at:at + size]
             batches = rollout_batches([rollouts[i] for i in part], adv[part], cfg)
-            if not update(cfg, model, optimizers, batches, lambda m, b: rollout_loss(m, b, cfg), total):
-                return None
+            update(cfg, model, optimizers, batches, lambda m, b: rollout_loss(m, b, cfg), total)
     change = log_probs(cfg, model, probe) - before
     total["kl_after"] = float((change.exp() - 1 - change).mean())
     return total
@@ -851,20 +863,20 @@ def step_line(cfg, step, row, left):
 
 
 def rollout_text(r):
-    text = decode(r.prompt) + "\n  -> " + decode(r.reply)
     rate = f", solve rate {r.task.rate:.2f}" if r.task else ""
-    return f"--- {r.role} {r.kind}: {r.verdict}, reward {r.reward:+.2f}{rate}\n{text}\n"
+    return (f"--- {r.role} {r.kind}: {r.verdict}, reward {r.reward:+.2f}{rate}\n"
+            f"{decode(r.prompt)}\n  -> {decode(r.reply)}\n")
 
 
-def shown_tasks(proposals, solves, tries):
-    """A proposal of each kind with its tries, for the report."""
+def shown_tasks(proposals, solves):
+    """A proposal of each kind with some of its tries, for the report."""
     shown = []
     for kind in KINDS:
         mine = [r.task for r in proposals if r.task and r.kind == kind]
         for t in sorted(mine, key=lambda t: not 0 < t.rate < 1)[:1]:      # a learnable one if there is one
             shown.append({**{k: getattr(t, k) for k in ("kind", "program", "inputs", "outputs", "message", "rate")},
                           "tries": [{"reply": decode(r.reply), "answer": r.answer, "verdict": r.verdict}
-                                    for r in solves if r.task is t][:tries]})
+                                    for r in solves if r.task is t][:4]})
     return shown
 
 
@@ -881,8 +893,9 @@ def checkpoint(cfg, out, model, base, optimizers, game, step, minutes):
                  "waiting": game.waiting}})
 
 
-def restore(cfg, data, path, model, base, optimizers):
-    """A Game and (step, minutes) from a checkpoint; anything that does not fit is refused by name."""
+def restore(cfg, path, model, base, optimizers):
+    """(Game, step, minutes) from a checkpoint; anything that does not fit is refused by name."""
+    data = load(path, ("base", "model", "optimizers", "game", "step", "minutes"))
     load_weights(model, data["model"], path)
     try:
         if not all(torch.equal(data["base"][k], v) for k, v in base.items()):
@@ -901,9 +914,7 @@ def restore(cfg, data, path, model, base, optimizers):
 def leave(out):
     """Saved; say how to go on, and exit the way a signalled program should."""
     print(f"saved. Go on with:  python train.py --resume {out}", flush=True)
-    for thing in OPEN:
-        thing.close()
-    os._exit(128 + STOP["signal"])
+    sys.exit(128 + STOP["signal"])
 
 
 def seeded(cfg, model, ex, banned):
@@ -927,8 +938,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
                                  cfg.sharp_lr)
     path, first, spent = os.path.join(out, "ckpt.pt"), 0, 0.0
     if os.path.exists(path):
-        data = load(path, ("base", "model", "optimizers", "game", "step", "minutes"))
-        game, first, spent = restore(cfg, data, path, model, base_state, optimizers)
+        game, first, spent = restore(cfg, path, model, base_state, optimizers)
         print(f"resumed at step {first}")
     else:
         game = seeded(cfg, model, ex, banned)
@@ -948,8 +958,9 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             proposals = propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
             fresh = [r.task for r in proposals if r.task]
             if cfg.previous_step:
-                fresh, game.waiting = [t for k, n in game.waiting.items() for t in list(game.buffers[k])[-n:]], \
-                    dict(Counter(t.kind for t in fresh))
+                now = Counter(t.kind for t in fresh)
+                fresh = [t for k, n in game.waiting.items() for t in list(game.buffers[k])[-n:]]
+                game.waiting = dict(now)
             tasks = choose_tasks(cfg, game, fresh, rng)
 
         # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
@@ -964,14 +975,15 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         game.rollouts += len(solves) + (len(proposals) if cfg.proposer in ("train", "frozen") else 0)
         t1, executing = time.time(), ex.seconds - executing
 
-        # 5) learn: advantages by cell, one pass over packed rollouts
+        # 5) learn: advantages by cell, then the update over packed rollouts
         rise, fall = (step + 1) / max(1, cfg.lr_warmup), (cfg.steps - step) / max(1, cfg.steps * cfg.lr_decay)
         set_lr(optimizers, max(0.05, min(1.0, rise, fall)))
         if cfg.learner != "rl":
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
             n = cfg.tries
-            mixed = {g for g in range(len(tasks)) if len({r.reward for r in solves[g * n:(g + 1) * n]}) > 1}
+            mixed = {g for g in range(len(tasks))           # the tasks whose tries earned different rewards
+                     if len({r.reward for r in solves[g * n:(g + 1) * n]}) > 1}
             used = [r for i, r in enumerate(solves) if (r.group in mixed or not cfg.skip_flat)
                     and i % n < (cfg.learn_tries or n)]
             used += proposals if cfg.proposer == "train" else []
@@ -979,10 +991,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
             adv = torch.where(adv < 0, adv * cfg.negative, adv)  # at 0 only what beat its cell's baseline is learnt
             adv *= torch.tensor([cfg.propose_weight if r.role == "propose" else 1.0 for r in used])
-            stats = learn(cfg, model, optimizers, used, adv, rng) if used else Counter(grad_norm=0.0, kl_after=0.0)
-        if stats is None:
-            fail(f"the gradient is not finite at step {step}: nothing was changed since the last checkpoint of {out}; "
-                 f"lower lr (now {cfg.lr}) in its config.json, then  python train.py --resume {out}")
+            stats = learn(cfg, model, optimizers, used, adv, rng) if used else Counter()
         t2 = time.time()
 
         # 6) record
@@ -992,7 +1001,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
                "tokens_per_s": (sum(len(r.reply) for r in solves + proposals) + stats["read"]) / (t2 - t0),
                "memory_mb": memory_mb(cfg)}
         if step % cfg.show_every == 0:
-            row["tasks"] = shown_tasks(proposals, solves, 4)
+            row["tasks"] = shown_tasks(proposals, solves)
             one = rng.choice(used or proposals or solves or [None])
             if one is not None:
                 print(rollout_text(one), flush=True)
@@ -1029,12 +1038,11 @@ def fixed_set(cfg, ex, banned):
 def imitate(cfg, model, optimizers, demos, rng):
     """Supervised updates (a control), in the time of an RL step: nothing is sampled or judged, so three demonstrations
     cost what one rollout does."""
-    total = Counter(grad_norm=0.0, kl_after=0.0)
+    total = Counter()
     mine = selfplay.sample(demos, 3 * cfg.tasks * len(KINDS) * cfg.tries, rng)
     size = -(-len(mine) // cfg.minibatches)
     for at in range(0, len(mine), size):
-        if not update(cfg, model, optimizers, demo_batches(mine[at:at + size], cfg), demo_loss, total):
-            return None
+        update(cfg, model, optimizers, demo_batches(mine[at:at + size], cfg), demo_loss, total)
     return total
 
 
@@ -1042,7 +1050,6 @@ def run(cfg, out):
     """One whole run in the folder `out`."""
     tune_allocator()
     if cfg.device == "cpu":
-        network.THREADS = max(1, min(8, os.cpu_count() or 1))
         torch.set_num_threads(1)                      # our own threads each run whole chunks
     else:
         torch.set_float32_matmul_precision("high")   # TF32; eval.py does the same
@@ -1053,7 +1060,6 @@ def run(cfg, out):
     except RuntimeError as error:                     # no kernel wall here: says which flag to add
         fail(error)
     with ex:
-        OPEN.append(ex)
         model = new_model(cfg)
         suite = evaluation.build_suite(ex, cfg.suite_n, cfg.n_inputs, cfg.large)
         people = evaluation.people_suite(ex, cfg.n_inputs)
@@ -1061,8 +1067,7 @@ def run(cfg, out):
         print(f"{cfg.device}, {cfg.dtype}, {network.THREADS if cfg.device == 'cpu' else 1} threads | "
               f"{model.num_params():,} weights, vocabulary {network.VOCAB_SIZE} | "
               f"{sum(map(len, suite.values()))} held-out tasks | {cfg.steps} steps of {len(cfg.kinds.split(','))} x "
-              f"{cfg.proposals} proposals and "
-              f"{cfg.tasks * len(KINDS)} x {cfg.tries} tries | {out}", flush=True)
+              f"{cfg.proposals} proposals and {cfg.tasks * len(KINDS)} x {cfg.tries} tries | {out}", flush=True)
         base, warm_minutes = warm_up(cfg, model, ex, suite, people, banned, out)
         base_state = {k: v.clone().cpu() for k, v in model.state_dict().items()}
         game, minutes = self_play(cfg, model, ex, suite, banned, base_state, out)
@@ -1075,6 +1080,8 @@ def run(cfg, out):
     print(f"\nwarm-up {warm_minutes:.1f} min, self-play {minutes:.1f} min and {game.rollouts:,} rollouts, "
           f"in all {(time.time() - started) / 60:.1f} min here; {game.held_out} proposals were held-out tasks, refused")
     print(f"report: {os.path.join(out, 'report.html')}")
+    if STOP["signal"]:                                # it came when nothing was left to save; a grid must stop as well
+        sys.exit(128 + STOP["signal"])
 
 
 def grid(cfg, args, argv):
@@ -1097,6 +1104,7 @@ def grid(cfg, args, argv):
         try:
             code = row.wait()
         except KeyboardInterrupt:                      # the terminal told the row as well: it saves, then ends
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             code = row.wait()
         if code:
             sys.exit(code)
@@ -1123,14 +1131,17 @@ def main(argv=None):
         except OSError as error:
             fail(f"cannot make {out}: {error.strerror}")
     OPEN.append(lock(out))                            # held for as long as the process lives
-    if not args.resume:
-        save(os.path.join(out, "config.json"), json.dumps(
-            {**asdict(cfg), "preset": args.preset, "command": "python train.py " + " ".join(argv), **origin(cfg)},
-            indent=1))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     try:
+        if not args.resume:
+            save(os.path.join(out, "config.json"), json.dumps(
+                {**asdict(cfg), "preset": args.preset, "command": "python train.py " + " ".join(argv), **origin(cfg)},
+                indent=1))
         run(cfg, out)
+    except FloatingPointError as error:
+        fail(f"{error}: lower lr (now {cfg.lr}) in {out}/config.json, then go on from the last checkpoint with "
+             f"python train.py --resume {out}")
     except torch.OutOfMemoryError:
         fail(f"CUDA is out of memory: lower --tasks (now {cfg.tasks}) or --micro_tokens (now {cfg.micro_tokens}), "
              f"then --resume {out} with the new value in its config.json")

@@ -16,23 +16,23 @@ Where we differ from the paper and from the authors' code:
    the update (average="token"). train.py's default is sequences for Eq. 8, tokens for Eq. 9.
 3) A cell of one reward, or of equal ones, gets exactly 0, never NaN; and `floor` bounds the divisor from below, so
    that a cell of nearly equal rewards is not blown up.
-4) mode="group" is not in the paper: inside each cell, the mean over the tries of one task replaces the mean of the
-   cell, so how hard a task is no longer enters the advantage. Proposals have no group and keep their cell's.
+4) mode="group" is not in the paper: the mean over the tries of one task is the baseline, as in GRPO, so how hard a
+   task is no longer enters the advantage; the divisor is still the cell's. Proposals have no group and keep their
+   cell's mean.
 
 Try:  python trr.py            # a worked example to check by hand
 """
 import torch
 
 
-def whiten(r, w, base, floor):
-    """(r - base - mean) / std, all (N,); mean and std are those of r - base where r[i] counts w[i] times (1, or the
-    reply's tokens), the std with Bessel's factor. With a spread of 0 the result is 0."""
-    d, total = r - base, w.sum()
-    mean = (w * d).sum() / total
-    std = ((w * (d - mean) ** 2).sum() / (total - 1).clamp(min=1)).sqrt()
+def whiten(r, w, floor):
+    """(r - mean) / std, all (N,). r[i] counts w[i] times (1, or the reply's tokens); the std has Bessel's factor.
+    With a spread of 0 the result is 0."""
+    mean = (w * r).sum() / w.sum()
+    std = ((w * (r - mean) ** 2).sum() / (w.sum() - 1).clamp(min=1)).sqrt()
     if std < 1e-6:  # all equal: to divide would only amplify rounding noise
         return torch.zeros_like(r)
-    return (d - mean) / std.clamp(min=floor)
+    return (r - mean) / std.clamp(min=floor)
 
 
 def advantages(rewards, cells, groups=None, mode="trr", lengths=None, floor=0.0):
@@ -47,26 +47,24 @@ def advantages(rewards, cells, groups=None, mode="trr", lengths=None, floor=0.0)
           "global": one mean and std for all (plain REINFORCE++)
           "none":   the reward itself
     """
-    r = torch.as_tensor(rewards, dtype=torch.float32)
+    r = torch.as_tensor(rewards, dtype=torch.float32).clone()
     assert r.dim() == 1 and len(cells) == len(r), f"{len(cells)} cells for rewards of shape {tuple(r.shape)}"
     assert r.isfinite().all(), "a reward is not finite: one NaN would poison its whole cell"
     if mode not in ("trr", "group", "global", "none"):
         raise ValueError(f"mode {mode!r}: choose trr, group, global or none")
     if mode == "none":
-        return r.clone()
+        return r
     w = torch.ones_like(r) if lengths is None else torch.as_tensor(lengths, dtype=torch.float32)
     labels = [None] * len(r) if mode == "global" else list(cells)
-    out = torch.zeros_like(r)
+    if mode == "group":
+        assert groups is not None, "mode='group' needs the group of each rollout"
+        ids = torch.as_tensor(groups)
+        for g in ids[ids >= 0].unique():
+            r[ids == g] -= r[ids == g].mean()
     for label in dict.fromkeys(labels):
-        rows = torch.tensor([i for i, c in enumerate(labels) if c == label])
-        base = torch.zeros(len(rows))
-        if mode == "group":
-            assert groups is not None, "mode='group' needs the group of each rollout"
-            ids = torch.as_tensor([groups[i] for i in rows.tolist()])
-            for g in ids[ids >= 0].unique():
-                base[ids == g] = r[rows][ids == g].mean()
-        out[rows] = whiten(r[rows], w[rows], base, floor)
-    return out
+        rows = [i for i, c in enumerate(labels) if c == label]
+        r[rows] = whiten(r[rows], w[rows], floor)
+    return r
 
 
 def policy_loss(logp, old_logp, adv, mask, clip=0.2, average="token", norm=None):
@@ -98,13 +96,13 @@ def policy_loss(logp, old_logp, adv, mask, clip=0.2, average="token", norm=None)
 
 def main():
     print("Eight rollouts in two cells, by hand:\n")
-    rewards = [1.0, -0.5, -0.5, 1.0, 0.75, 0.0, 0.0, -1.0]
+    rewards = [1.0, -0.5, 1.0, 1.0, 0.75, 0.0, 0.0, -1.0]
     cells = ["solve"] * 4 + ["propose"] * 4
     groups = [0, 0, 1, 1, -1, -1, -1, -1]
     lengths = [10, 30, 10, 10, 20, 20, 20, 20]
-    print("  solve:   mean (1 - .5 - .5 + 1) / 4 = .25, deviations +-.75,\n"
-          "           std sqrt(4 * .5625 / 3) = .866, so right answers get .75 / .866 =\n"
-          "           +.866 and wrong ones -.866")
+    print("  solve:   mean (1 - .5 + 1 + 1) / 4 = .625, deviations .375 and -1.125,\n"
+          "           std sqrt((3 * .1406 + 1.2656) / 3) = .75, so right answers get\n"
+          "           .375 / .75 = +.5 and the wrong one -1.5")
     print("  propose: mean -.0625, std .718: the proposal that some could solve gets\n"
           "           .8125 / .718 = +1.13\n")
     print("  cell     task tokens reward |   trr  by token  group  global")
@@ -112,8 +110,8 @@ def main():
                advantages(rewards, cells, groups, "group"), advantages(rewards, cells, mode="global")]
     for i, (r, c, g, n) in enumerate(zip(rewards, cells, groups, lengths)):
         print(f"  {c:8} {g:3d} {n:6d} {r:7.2f} | " + " ".join(f"{col[i]:+7.3f}" for col in columns))
-    print("\n  by token: the long wrong reply pulls the mean down, so the short one looks\n"
-          "            less bad and a right answer better.")
+    print("\n  by token: the long wrong reply pulls the mean down, right answers look better.\n"
+          "  group:    both tries of task 1 were right, which teaches nothing: 0.")
     print("  global:   the proposer is measured against the solver's rewards, and its\n"
           "            invalid task gets all the blame.\n")
     logp = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
