@@ -712,7 +712,7 @@ def group_runs(runs):
 
 
 def compare_table(tables, brief=False):
-    """The markdown that --compare prints; the README shows it without the last three columns (brief)."""
+    """The markdown that --compare prints; the README shows it without the last three columns and lines (brief)."""
     def cell(text):  # a name or a command may hold anything, and | and line ends are markdown's
         return " ".join(str(text).split()).replace("|", "\\|")
 
@@ -737,7 +737,7 @@ def compare_table(tables, brief=False):
                      "-" if r["minutes"] is None else f"{r['minutes']:.1f}", r["command"] and f"`{cell(r['command'])}`"]
             lines.append("| " + " | ".join(cells[:len(head)]) + " |")
         lines.append("")
-    return "\n".join(lines + [
+    return "\n".join(lines if brief else lines + [
         "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over seeds.",
         "Gain: points over each run's own start model, with its 95 % interval over seeds (over tasks if one seed);",
         "depths 4-6: of pass@1. Minus: the difference to the table's first row on the same seeds, so from the same",

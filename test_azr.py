@@ -2555,6 +2555,16 @@ class TestReadme(unittest.TestCase):
                     count += 1
         self.assertGreater(count, 20)
 
+    def test_its_script_runs(self):
+        """The script of exercise 5 measures a run's folder: three kinds, four figures each."""
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
+            (script,) = [part.split("```")[0] for part in f.read().split("```python\n")[1:]]
+        with tempfile.TemporaryDirectory() as run:
+            save_run(run)
+            done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), run], capture_output=True, text=True,
+                                  cwd=HERE)
+        self.assertRegex(done.stdout, r"\A(\w+ .{13} \d+\.\d\n){12}\Z", done.stderr)
+
     def test_its_diffs_work(self):
         """Each diff the README shows applies to the code as it is, and what it adds runs."""
         with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
