@@ -29,8 +29,8 @@ Where we differ from the paper and from the authors' code:
    an input and forwards to check it, induction writes it while running it. The paper's models think as they please.
 9) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading. Answers of deduction
    and abduction are literals; the authors' may be any expression.
-10) A proposal that parses and is not valid earns -0.5, as Eq. 6 has it for well-formed replies (the authors' code: -1,
-   `harsh`). An answer that is no literal, no input or no program counts as unparsable, -1 (the authors' code: wrong).
+10) An answer that is no literal, no input or no program counts as unparsable, -1 (the authors' code: wrong, -0.5).
+11) A proposer writes its task at once, without a thought; a held-out program is not a valid proposal.
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
 """
@@ -218,19 +218,17 @@ def judge_answers(ex, tasks, answers):
 SOLVE_REWARD = {"right": 1.0, "wrong": -0.5, "unparsable": -1.0}  # Eq. 6 with r_solve of Eq. 5
 
 
-def propose_reward(verdict, rate, mode="learnability", zero=0.0, invalid=-0.5):
-    """Reward of a proposal: -1 when it does not parse, `invalid` when it parses but is not valid, else by its solve
-    rate.
+def propose_reward(verdict, rate, mode="learnability", zero=0.0):
+    """Reward of a proposal: -1 unless it is valid (the text below Eq. 6: only what passes all filters counts as well
+    formed), else by its solve rate.
 
     learnability: Eq. 4, 1 - rate inside (0, 1), `zero` at both ends (the authors' code gives -0.5 there, the paper 0).
     uncertainty:  2 min(rate, 1 - rate): most for a coin toss (R-Zero's form, rescaled to [0, 1]).
     valid: 1 for any valid task, so only the gates shape the proposer. none: 0 whatever happens."""
     if mode == "none":
         return 0.0
-    if verdict == "unparsable":
-        return -1.0
     if verdict != "valid":
-        return invalid
+        return -1.0
     if mode == "valid":
         return 1.0
     assert 0 <= rate <= 1, "a valid task that was never tried has no solve rate, and earns nothing"

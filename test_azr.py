@@ -456,8 +456,7 @@ class TestGame(unittest.TestCase):
     def test_reward_table(self):
         """Every line of the reward table (Eqs. 4-6), with each switch."""
         p = selfplay.propose_reward
-        self.assertEqual([p("unparsable", -1), p("known", -1), p("ValueError", -1)], [-1, -0.5, -0.5])
-        self.assertEqual(p("known", -1, invalid=-1.0), -1)
+        self.assertEqual([p("unparsable", -1), p("known", -1), p("ValueError", -1)], [-1, -1, -1])
         self.assertEqual([p("valid", r) for r in (0.0, 0.125, 0.5, 0.875, 1.0)], [0, 0.875, 0.5, 0.125, 0])
         self.assertEqual([p("valid", r, zero=-0.5) for r in (0.0, 1.0)], [-0.5, -0.5])
         self.assertEqual([p("valid", r, "uncertainty") for r in (0.0, 0.25, 0.5)], [0, 0.5, 1])
@@ -789,7 +788,7 @@ class TestTrain(unittest.TestCase):
                      (["--tasks", "20"], "lower it, or raise --tasks"), (["--lr", "-1"], "0 or above"),
                      (["--learn_tries", "9"], "more than --tries"), (["--resume_", "x"], "unknown flag"),
                      (["--seed", "9" * 20], "2 ** 63"), (["--adam_eps", "0"], "above 0"),
-                     (["--harsh", "maybe"], "true or false"), (["--out", "/proc/x/y"], "cannot make"),
+                     (["--large", "maybe"], "true or false"), (["--out", "/proc/x/y"], "cannot make"),
                      (["--n_inputs", "2"], "at least 3"), (["--steps", "0"], "at least 1"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
                      (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}", "--lr=1"], "no other flag")]

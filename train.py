@@ -111,7 +111,6 @@ class Config:
     # --- reward
     proposer_reward: str = "learnability"  # learnability (Eq. 4) | uncertainty | valid | none
     zero_reward: float = 0.0      # proposer's reward at solve rate 0 or 1 (the authors' code: -0.5)
-    harsh: bool = False           # True: a proposal that parses and is not valid earns -1 (the authors' code), not -0.5
     # --- learning
     advantage: str = "trr"        # trr (six baselines, Eq. 8) | group (a baseline a task) | global | none
     token_whiten: bool = False    # whiten over tokens (the authors' code) instead of over sequences (Eq. 8)
@@ -119,7 +118,7 @@ class Config:
     floor: float = 0.2            # least deviation that a cell's rewards are divided by
     skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
     negative: float = 1.0         # weight of negative advantages; 0 learns from what beat its cell's baseline alone
-    propose_weight: float = 1.0   # weight of the proposer's advantages (1 / lambda of Eq. 3)
+    propose_weight: float = 1.0   # weight of the proposer's advantages; at 9 it has half of an update, as in the paper
     optimizer: str = "adamw"      # adamw | muon
     lr: float = 2e-4              # AdamW; at twice that pass@1 gains more, and pass@16 nothing
     adam_eps: float = 1e-8        # at 1e-3, far above the gradient's entries, steps are in proportion to them (README)
@@ -160,6 +159,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "full": {},
     "solver_only": dict(proposer="frozen"),
     "quiet_proposer": dict(propose_weight=0.1),
+    "loud_proposer": dict(propose_weight=9.0),
     "random_tasks": dict(proposer="random"),
     "random_shallow": dict(proposer="random", depths="rare"),
     "fixed_10k_rl": dict(proposer="fixed", fixed_tasks=10000),
@@ -179,8 +179,8 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "double_rate": dict(lr=4e-4),
     "large_epsilon": dict(lr=1e-3, adam_eps=1e-3),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
-    "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, harsh=True, token_whiten=True,
-                         previous_step=True, novelty_gate=False, sharp_lr=0.0),
+    "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True,
+                         previous_step=True, novelty_gate=False, sharp_lr=0.0, proposals=64, learn_tries=1),
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
@@ -969,7 +969,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             game.rollouts += len(solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6))
         for r in proposals:
             r.reward = selfplay.propose_reward(r.verdict, r.task.rate if r.task else -1.0, cfg.proposer_reward,
-                                               cfg.zero_reward, -1.0 if cfg.harsh else -0.5)
+                                               cfg.zero_reward)
             if r.task:
                 game.buffers[r.kind].append(r.task)
         game.rollouts += len(solves) + (len(proposals) if cfg.proposer in ("train", "frozen") else 0)
