@@ -1340,7 +1340,8 @@ def bench(folder, unsafe):
     print("\nladder, tokens/s", *(f"  {name:40}{rate:10,.0f}" for name, rate in sampling + learning), sep="\n")
     print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n\n"
           "naive: sampling without a cache, one row at a time; learning in padded float32 batches with all logits;\n"
-          "a fresh interpreter for each program, one at a time. limit: the\nmatrix peak; programs run bare, twice, on all cores.\n"
+          "a fresh interpreter for each program, one at a time. limit: the matrix peak; programs run bare, twice, on\n"
+          "all cores. "
           f"uneven: replies of {s['uneven_mean_length']:.0f} tokens on average, "
           f"{s['uneven_max_length']} at most, as in self-play.")
     gpu = None

@@ -20,15 +20,16 @@ Where this differs from the paper (P) and from the authors' released code (C), a
     failure for success. Here each run is in a process with another seed: two of them, four where a set, a hash or a
     class is in play (two elements agree by chance half the time).
  2) C evaluates the solver's answer in the trainer. Here an answer is a literal, parsed in a child: literals().
- 3) C and P compare with == inside the run, where an object whose __eq__ says True wins. Here only plain data comes
-    out, as text that the trainer compares; expected outputs never go down. Result.key is type-strict (1, 1.0 and True
-    differ); Result.loose is P's == (they are equal; so are 0.0 and -0.0, a set and a frozenset).
+ 3) C and P's figures compare with == inside the run, where an object whose __eq__ says True wins. Here only plain data
+    comes out, as text that the trainer compares; expected outputs never go down. Result.key is type-strict (1, 1.0 and
+    True differ); Result.loose is P's == (they are equal; so are 0.0 and -0.0, a set and a frozenset).
  4) C cuts outputs at 400 characters and keeps the stump as truth. Here an output is whole or an error.
  5) C pastes text into templates: the input `1) or (2`, or a program that defines repr, rewrites the test. Here an input
     is parsed on its own and made afresh for each run; one that is no literal is evaluated in a scratch copy of the
     program, so it cannot change what it is given to. Where an answer must be data, ask literals() first.
- 6) C bans words in the source (the dotted ones never match; a function called process_input( is refused). Here imports
-    are an allow-list, a few names are refused for tidiness, and the kernel is the wall.
+ 6) C scans the imports for banned modules (dotted ones, `os.path`, never match, so `import os` passes) and refuses the
+    text `input(`, in process_input( too. Here imports are an allow-list, a few names are refused for tidiness, and the
+    kernel is the wall.
  7) C stops a run after 10 s of wall time; here after 0.2 s of CPU time, which a busy machine does not change.
 
 Covered: files, network, processes, signals, memory, endless loops (in C code, __repr__ and __del__ too), outputs too

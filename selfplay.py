@@ -15,16 +15,19 @@ teach nothing.
 Where we differ from the paper and from the authors' code:
 1) Tasks are solved in the step that proposed them (Algorithm 1); the authors' loaders are built before proposing, so
    their solver trains on the tasks of the step before.
-2) A buffer keeps its newest entries; the authors' truncation keeps the oldest and then freezes.
-3) Novelty gate: a program that was proposed before is not valid, so that the proposer cannot live on one good task.
+2) A buffer keeps its newest entries (the authors' truncation keeps the oldest and then freezes), and is seeded with
+   tasks of its own (the paper: deduction and abduction with the same).
+3) Novelty gate: a program that was proposed before, for whichever input, is not valid, so that the proposer cannot live
+   on one good task (the paper adds every valid triplet).
 4) Length gate (`fault`): else a proposer can make tasks hard by making them long; in an early prototype that
-   habit leaked into induction, the solver's role that also writes programs, until it fell to zero.
+   habit leaked into induction, the solver's role that also writes programs, until it fell to zero. Outputs and prompts
+   are bounded in any case.
 5) The n tries that estimate the solve rate are also the solver's training rollouts; the authors throw them away (80 %
    of what they generate) and sample again.
 6) Answers are compared by canonical keys made in a worker process; nothing a model wrote is ever evaluated in
    the trainer, and no expected output is ever sent to a worker, so an object with a friendly __eq__ wins nothing.
 7) The inputs of an induction task must differ (a hidden pair must not be one of the shown), its hidden outputs must
-   not be all the same (a constant program would do), and a message is words, not code.
+   not be all the same (a constant program would do), and a message is words, not code (the paper: anything).
 8) Demonstrated thoughts are execution traces: deduction runs the program line by line, abduction runs it backwards to
    an input and forwards to check it, induction writes it while running it. The paper's models think as they please.
 9) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading. Answers of deduction

@@ -1821,7 +1821,7 @@ class LifeTest(unittest.TestCase):
         self.assertLessEqual(set(ends), {"done", "RuntimeError"})
 
     def test_refuses_without_a_wall(self):
-        """Where the kernel refuses seccomp it says so and names the flag; with that it runs and warns, alone as well."""
+        """Where the kernel refuses seccomp it says so and names the flag; with that it runs and warns, alone too."""
         script = """
             import ctypes, struct
             code = [(0x20, 0, 0, 0), (0x15, 0, 3, {prctl}), (0x20, 0, 0, 16), (0x15, 0, 1, 22),     # prctl(22, ...)

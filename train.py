@@ -11,13 +11,14 @@ Where we differ from the paper and from the authors' code:
 1) The warm-up, in place of a pretrained language model; its grammar and its habits are in selfplay.py, in the open.
 2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors sample twice and drop one
    lot).
-3) Tasks whose tries all earned the same are left out of the solver's update (`skip_flat`), and empty places of the
-   solver's batch are filled from the buffer with tasks last seen to be learnable (`fill`): those say nothing of which
-   try was better. `--ablation paper_batch` switches both back.
+3) Tasks whose tries all earned the same say nothing of which try was better: they are left out of the solver's update,
+   before the cells' means are taken (`skip_flat`). 40 proposals a kind leave half of the solver's 64 places, and these
+   are filled with tasks of the buffer last seen to be learnable (`fill`; paper: 64 for 64, the shortfall drawn evenly).
+   `--ablation paper_batch` switches both back. So the proposer has a tenth of an update's rollouts (paper: half).
 4) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
-6) The learning rate rises and falls; no weight decay, no entropy bonus (paper: constant, .01, .001). The program of an
-   induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
+6) The learning rate rises and falls, AdamW's beta2 is .99, no entropy bonus (paper: constant; AdamW's default; .001).
+   The program of an induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
 7) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted (bit for bit
    on a CPU; on a GPU attention's backward pass adds in no fixed order).
 8) Sizes are a laptop's: K = 2 references, N = 6 inputs, 128 seed tasks a kind (paper: 6, 10, 256).
@@ -98,7 +99,8 @@ class Config:
     max_new: int = 192            # longest reply, tokens; a reply that is cut off counts as unparsable
     buffer_size: int = 16384      # tasks a kind; the oldest leave first
     seed_tasks: int = 128         # tasks a kind before the first update (the paper: 256), all from the identity program
-    proposer: str = "train"       # train | frozen (writes, not updated) | random (generator) | fixed (a set of tasks)
+    proposer: str = "train"       # train | frozen (the network of the step writes, its proposals are not learnt from) |
+                                  # random (generator) | fixed (a set of tasks)
     fixed_tasks: int = 10000      # size of that set, for proposer = fixed
     depths: str = "even"          # of generated tasks: even, as in the held-out suite | rare, as in the warm-up's
     learner: str = "rl"           # rl | supervised (the fixed set's gold answers) | worked (and their thoughts)

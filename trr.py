@@ -1,5 +1,5 @@
 """
-trr.py: Task-Relative REINFORCE++ (arXiv 2505.03335, section 3.3.5, Eqs. 8-9): the whole learning rule on one page.
+trr.py: Task-Relative REINFORCE++ (arXiv 2505.03335, section 3.3.5, Eq. 8; appendix A, Eq. 9): the learning rule.
 
 One network plays 2 roles x 3 kinds = 6 cells with rewards of different mean and spread. Each cell is its own baseline,
 
@@ -12,8 +12,9 @@ Where we differ from the paper and from the authors' code:
 1) Eq. 8 whitens over sequences, and so do we. The authors' code whitens over all TOKENS of a cell (veRL's
    masked_whiten), so long replies weigh more in mean and variance; pass lengths= for that form. `python trr.py` shows
    both.
-2) Eq. 9 averages over a sequence's tokens first (average="sequence"); the authors' code averages over all tokens of
-   the update (average="token"). train.py's default is sequences for Eq. 8, tokens for Eq. 9.
+2) Eq. 9 averages over a sequence's tokens first (average="sequence"); the authors' code over the tokens of a
+   micro-batch, ours over all tokens of the update (average="token"). train.py's default is sequences for Eq. 8, tokens
+   for Eq. 9.
 3) A cell of one reward, or of equal ones, gets exactly 0, never NaN; and `floor` bounds the divisor from below, so
    that a cell of nearly equal rewards is not blown up.
 4) mode="group" is not in the paper: the mean over the tries of one task is the baseline, as in GRPO, so how hard a
