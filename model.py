@@ -85,6 +85,9 @@ TOKENIZER, ID = _tokenizer()  # ID["<|end|>"] -> token id
 VOCAB_SIZE = TOKENIZER.n_vocab
 PAD, END = ID["<|pad|>"], ID["<|end|>"]
 assert PAD != END, "the end token must keep its gradient, so it cannot double as padding"
+# on Hopper torch prefers cuDNN's attention, which builds a plan for each new shape (we have hundreds, up to a second
+# each) and whose backward pass with a mask had a NaN bug (pytorch issue 196678): flash and memory-efficient serve us
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @lru_cache(maxsize=200_000)
@@ -132,7 +135,8 @@ class GPTConfig:
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, with the weight cast to the input's type: under autocast the mixed call would leave the fused kernel."""
+    """torch's, with the weight cast to the input's type: under autocast on a CPU the mixed call would leave the fused
+    kernel. On CUDA autocast computes it in float32 whatever it is given."""
 
     def forward(self, x):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)

@@ -173,7 +173,7 @@ class TestSampler(unittest.TestCase):
             there.load_state_dict(model.state_dict())
             want = generate(model, prompts, 30, tries=4, seed=1)
             with contextlib.redirect_stdout(io.StringIO()) as said:
-                got = generate(there, prompts, 30, tries=4, seed=1)
+                got = generate(there, prompts, 30, tries=4, seed=1, rows=32)   # places are taken several times
             self.assertEqual(said.getvalue(), "", "the graph was not used")
             same = [i for i, (a, b) in enumerate(zip(want[0], got[0])) if a == b]
             self.assertGreater(len(same), 0.95 * len(want[0]))

@@ -132,7 +132,7 @@ class Config:
     epochs: int = 1
     clip: float = 0.2
     grad_clip: float = 1.0
-    micro_tokens: int = 0         # padded tokens a micro-batch; 0: 3072 on a CPU (fits its cache), 32768 on CUDA
+    micro_tokens: int = 0         # padded tokens a micro-batch; 0: 3072 on a CPU (fits its cache), 12288 on CUDA
     # --- measuring
     suite_n: int = 150            # held-out tasks a kind and depth
     samples: int = 16             # samples a task for pass@k
@@ -146,9 +146,10 @@ PRESETS = {
     "smoke": dict(n_layer=1, n_embd=64, n_head=2, n_kv_head=1, warmup_steps=60, warmup_batch=32, steps=3, proposals=8,
                   tasks=8, tries=4, seed_tasks=8, suite_n=6, samples=4, eval_every=2, save_every=1, show_every=1,
                   max_new=96, block_size=256),
-    # not measured yet on a GPU. Reckoned: 4000 x 512 demonstrations, 2.5 minutes to draw (7,000 a second, one core) and
-    # 3 to learn (2e16 FLOP at 120 TFLOP/s); a step of 12,288 tries 7 s, of which 2 in Python and 1 in the executor;
-    # 12 GB, 8 layers times: 0.7 for a micro-batch's activations, 0.5 for the cache of 2,048 rows, 0.3 for float32's
+    # not measured yet on a GPU. Reckoned: 4000 x 512 demonstrations, 3 minutes to draw (one core, the executor beside
+    # it) and 2.5 to learn (1.4e16 FLOP, padding included, at 95 TFLOP/s); a step of 12,288 tries 5 s, half of them 300
+    # decode steps of 2,048 places; 11 GB: 6 for the places' caches (bfloat16, and float32 for evaluations), 3 for
+    # prompts' caches, 2 for a micro-batch's activations
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=1e-4, seed_tasks=256, workers=8,
@@ -294,7 +295,7 @@ def check(cfg):
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if cfg.device == "cuda" else \
             {"avx512_bf16", "amx_bf16"} & set(cpu_says("flags").split())
         cfg.dtype = "bfloat16" if fast else "float32"
-    cfg.micro_tokens = cfg.micro_tokens or (32768 if cfg.device == "cuda" else 3072)
+    cfg.micro_tokens = cfg.micro_tokens or (12288 if cfg.device == "cuda" else 3072)
 
 
 def cpu_says(name):
@@ -1051,9 +1052,8 @@ def imitate(cfg, model, optimizers, demos, rng):
 def run(cfg, out):
     """One whole run in the folder `out`."""
     tune_allocator()
-    if cfg.device == "cpu":
-        torch.set_num_threads(1)                      # our own threads each run whole chunks
-    else:
+    torch.set_num_threads(1)                          # on a CPU our own threads each run whole chunks
+    if cfg.device == "cuda":
         torch.set_float32_matmul_precision("high")   # TF32; eval.py does the same
     torch.manual_seed(cfg.seed)
     started = time.time()
