@@ -1035,7 +1035,10 @@ def fixed_set(cfg, ex, banned):
         made = selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new)
         labelled += [t if cfg.learner == "rl" else selfplay.gold(d, t, cfg.learner == "worked")
                      for d, (t, _) in zip(draws, made) if t]
-    return [x for x in labelled if cfg.learner == "rl" or len(x[0]) + len(x[1]) <= cfg.block_size]
+    labelled = [x for x in labelled if cfg.learner == "rl" or len(x[0]) + len(x[1]) <= cfg.block_size]
+    if not labelled:
+        fail(f"none of {cfg.fixed_tasks} labelled tasks fits --block_size {cfg.block_size}: raise either")
+    return labelled
 
 
 def imitate(cfg, model, optimizers, demos, rng):
