@@ -459,8 +459,8 @@ def people_suite(ex, n_inputs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: a run's folder, and a stranger's
 
-NEEDED = {"n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536), "suite_n": (int, 1, 10_000),
-          "samples": (int, 1, 1024)}  # type, least, most
+NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
+          "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536)}  # type, least, most
 
 
 def save(path, payload):

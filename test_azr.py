@@ -139,12 +139,12 @@ class TestSampler(unittest.TestCase):
 
     def test_static_shapes_equal_naive(self):
         """The steps that CUDA captures as graphs, run eagerly here, give the specification's tokens, whatever the state
-        has served before: other prompts (long ones last, whose idle places must not run out of the cache), few places
-        or many, other lengths, weights that have learnt since."""
+        has served before: other prompts (long ones, whose idle places must not run out of the cache), few places or
+        many, other lengths, weights that have learnt since."""
         model = small_model(4)
         with unittest.mock.patch.object(network, "_capture", lambda step, z: step), torch.inference_mode():
             for n, longest, places, before in ((5, 30, 16, 0), (9, 30, 4, 0), (3, 10, 16, 0), (40, 8, 16, 0),
-                                               (8, 8, 16, 50), (2, 60, 16, 0)):
+                                               (5, 30, 16, 0), (8, 8, 16, 50), (2, 60, 16, 0)):
                 prompts = [[7] * before + p for p in random_prompts(n, n)]
                 u = network.uniforms(2 * n, longest, n)
                 want, logps = generate_naive(model, prompts, longest, tries=2, seed=n)
@@ -984,6 +984,19 @@ class TestTrain(unittest.TestCase):
             free = {*fields, "name", "device", "dtype", "micro_tokens"}
             same = [k for k in asdict(cfg) if k not in free]
             self.assertTrue(all(getattr(cfg, k) == getattr(full, k) for k in same), name)
+
+    def test_save_is_atomic(self):
+        """A write that fails half way leaves the old file whole."""
+        with tempfile.TemporaryDirectory() as tmp:
+            train.save(f"{tmp}/f", "old")
+
+            class Unwritable:
+                def __reduce__(self):
+                    raise RuntimeError("cannot be saved")
+            with self.assertRaises(RuntimeError):
+                train.save(f"{tmp}/f", {"x": Unwritable()})
+            with open(f"{tmp}/f") as f:
+                self.assertEqual(f.read(), "old")
 
     def test_what_a_checkpoint_brings_back(self):
         """A resumed run has the tasks its buffers share with the next step (previous_step), and the optimizer's moments
@@ -2291,7 +2304,7 @@ class TestLoading(unittest.TestCase):
     def test_foreign_configs(self):
         """config.json: missing, torn, no object, a field missing, of another type or out of range."""
         save_run(self.folder)
-        for text in ("", "{", "[]", "null", "[" * 100_000, json.dumps({**CONFIG, "suite_n": "1"}),
+        for text in ("", "{", "[]", "null", "[" * 100_000, json.dumps({**CONFIG, "seed": "1"}),
                      json.dumps({**CONFIG, "large": 1}), json.dumps({**CONFIG, "samples": 10 ** 30}),
                      json.dumps({**CONFIG, "n_inputs": 1}),
                      json.dumps({k: v for k, v in CONFIG.items() if k != "max_new"})):

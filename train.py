@@ -258,8 +258,10 @@ def check(cfg):
             fail(f"--{f.name} must be a finite number, 0 or above, not {value}")
         if f.type is int and value < LEAST.get(f.name, 1):
             fail(f"--{f.name} must be at least {LEAST.get(f.name, 1)}, not {value}")
-    if cfg.seed >= 2 ** 63 or not cfg.adam_eps:
-        fail("--seed must be below 2 ** 63, and --adam_eps above 0 (a weight without a gradient would become 0 / 0)")
+    if cfg.seed >= 2 ** 63:
+        fail(f"--seed must be below 2 ** 63, not {cfg.seed}")
+    if cfg.adam_eps == 0:
+        fail("--adam_eps must be above 0: a weight without a gradient would become 0 / 0")
     kinds = cfg.kinds.split(",")
     if not set(kinds) <= set(KINDS) or len(set(kinds)) != len(kinds):
         fail(f"--kinds {cfg.kinds!r}: a comma-separated choice of {', '.join(KINDS)}")
