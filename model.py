@@ -14,7 +14,8 @@ Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM
    downloaded. With 50k tokens the head and the embedding would be 24 times larger than all layers together.
 3) Two additions of a few numbers each, both without effect at first: `smear` lets an embedding carry a share of the
    token before it (.07 nats after a minute of warm-up), `sharpness` scales the logits (what RL would change first).
-4) Log-probs are returned by the sampler itself and equal those of the training forward (test: 1e-3 in float32).
+4) Log-probs are returned by the sampler itself and equal those of the training forward (test: 1e-3), so that the
+   first update's ratio is 1 (between vLLM and a trainer it is not, and needs correcting).
 
 Try:  python model.py          # fast and naive sampling: same tokens, both speeds
 """
@@ -353,7 +354,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     threads (torch releases the interpreter lock inside an operation); on CUDA a decode step is one captured graph, and
     the host looks only now and then. Neither changes what is sampled: that is a function of the prompt, the row's
     uniforms and the weights. dtype="bfloat16" runs the matrix products in it, as the training forward does: faster
-    where the hardware has them (see --bench), and with log-probs that agree with training's to about 0.05."""
+    where the hardware has them (see --bench), and on a CPU with the very log-probs of that forward: keys, values and
+    scores are rounded alike."""
     _check(model, prompts, max_new_tokens)
     if not prompts:
         return [], []
@@ -454,8 +456,8 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static
         z.model = model                                           # held, so that its id is not given to another
         z.lens.fill_(1)                                           # of an earlier call: with this call's longer replies
         z.t.fill_(1)                                              # idle places would run past the cache
-    else:  # float32 also under bfloat16: a batched product over a strided bfloat16 cache would copy the cache each step
-        z = _places(c, min(places, N), P + max_new, max_new, torch.float32, device)
+    else:
+        z = _places(c, min(places, N), P, max_new, prefix.dtype, device)
     row, waiting = torch.full((len(z.t),), -1), 0                 # place -> row of ids (-1: free); next row to start
     while True:
         over = ((z.ids[:, :max_new] == stop).any(1) | (z.t >= max_new)).cpu() & (row >= 0)   # on CUDA a sync point
@@ -489,8 +491,12 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static
             if (S, max_new, temperature) not in z.graphs:
                 z.graphs[S, max_new, temperature] = _capture(partial(_advance, model, z, S, max_new, temperature), z)
             step = z.graphs[S, max_new, temperature]
+        else:                                                     # the cache grows with the replies and is never sliced:
+            S = z.cache.shape[4]                                  # a product over a part of it would copy that part
+            if S < int((z.lens + z.t).max()) + ahead:
+                S, z.cache = S + 16, F.pad(z.cache, (0, 0, 0, 16))
         for _ in range(ahead):
-            step() if static else _advance(model, z, int((z.lens + z.t).max()), max_new, temperature)
+            step() if static else _advance(model, z, S, max_new, temperature)
 
 
 def _places(c, R, columns, longest, dtype, device):

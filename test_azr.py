@@ -201,17 +201,21 @@ class TestSampler(unittest.TestCase):
             torch.nn.init.normal_(model.blocks[0].down.weight, std=0.2)
 
     def test_logprobs_equal_training_forward(self):
-        """Ratio 1 at the first update: the sampler's log-probs are the training forward's, to 1e-3 in float32."""
+        """Ratio 1 at the first update: the sampler's log-probs are the training forward's, to 1e-3 in float32; in
+        bfloat16 too, but where a sum is rounded the other way (one in ten at most)."""
         model, prompts = small_model(5), random_prompts(6, 5)
-        tokens, logps = generate(model, prompts, 30, temperature=1.0, tries=2, seed=5)
-        rows = [prompts[i // 2] + t for i, t in enumerate(tokens)]
-        idx = pad_rows(rows, 16)
-        mask = torch.zeros_like(idx, dtype=torch.bool)
-        for i, t in enumerate(tokens):
-            mask[i, len(rows[i]) - len(t):len(rows[i])] = True
-        got, _ = logprobs(model, idx, mask)
-        want = torch.tensor([lp for row in logps for lp in row])
-        self.assertLess((got - want).abs().max().item(), 1e-3)
+        for dtype, share in (("float32", 1.0), ("bfloat16", 0.9)):
+            tokens, logps = generate(model, prompts, 30, temperature=1.0, tries=2, seed=5, dtype=dtype)
+            rows = [prompts[i // 2] + t for i, t in enumerate(tokens)]
+            idx = pad_rows(rows, 16)
+            mask = torch.zeros_like(idx, dtype=torch.bool)
+            for i, t in enumerate(tokens):
+                mask[i, len(rows[i]) - len(t):len(rows[i])] = True
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+                got, _ = logprobs(model, idx, mask)
+            gap = (got - torch.tensor([lp for row in logps for lp in row])).abs()
+            self.assertGreaterEqual((gap < 1e-3).float().mean().item(), share)
+            self.assertLess(gap.max().item(), 0.2)
 
     def test_tries_differ(self):
         """Tries of one prompt get first tokens of their own; once a copied prefill gave all of them the same one."""

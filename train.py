@@ -768,8 +768,8 @@ def log_probs(cfg, model, batches):
 
 def learn(cfg, model, optimizers, rollouts, adv, rng):
     """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens, and the KL from
-    the policy before the update to the one after it, on some of the rollouts (the sampler's own log-probs would not do:
-    rounding in bfloat16 differs from theirs by as much as an update)."""
+    the policy before the update to the one after it, on some of the rollouts (the sampler's own log-probs would not do
+    on a GPU: its kernels round otherwise, by as much as an update)."""
     total, order = Counter(), list(range(len(rollouts)))
     some = rollouts[::-(-len(rollouts) // 64)]
     probe = rollout_batches(some, torch.zeros(len(some)), cfg)
