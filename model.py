@@ -491,8 +491,8 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static
             if (S, max_new, temperature) not in z.graphs:
                 z.graphs[S, max_new, temperature] = _capture(partial(_advance, model, z, S, max_new, temperature), z)
             step = z.graphs[S, max_new, temperature]
-        else:                                                     # the cache grows with the replies and is never sliced:
-            S = z.cache.shape[4]                                  # a product over a part of it would copy that part
+        else:                                                     # a cache that grows with the replies: a product
+            S = z.cache.shape[4]                                  # over a part of it would copy that part
             if S < int((z.lens + z.t).max()) + ahead:
                 S, z.cache = S + 16, F.pad(z.cache, (0, 0, 0, 16))
         for _ in range(ahead):

@@ -636,6 +636,20 @@ class TestLearning(unittest.TestCase):
         self.assertEqual(kl[0], 0)
         self.assertGreater(kl[1], 1e-6)
 
+    def test_the_batch_has_no_task_twice(self):
+        """Fresh tasks first, then learnable ones of the buffer (or any), then any: each once, as many as there are."""
+        def task(i, rate):
+            return selfplay.Task("deduction", f"p{i}", ["1"], ["1"], ["1"], rate=rate)
+        old, fresh = [task(i, (0, 0.5, 1)[i % 3]) for i in range(30)], [task(i, -1.0) for i in range(90, 94)]
+        game = train.Game({"deduction": collections.deque(old)}, set())
+        for fill, least, tasks in (("learnable", 10, 8), ("learnable", 5, 3), ("uniform", 0, 8)):
+            cfg = train.Config(kinds="deduction", tasks=tasks, fill=fill)
+            got = train.choose_tasks(cfg, game, fresh, random.Random(tasks))
+            self.assertEqual(got[:4], fresh)
+            self.assertEqual(len({t.program for t in got}), 3 * tasks)        # the places of the kinds left out, too
+            self.assertGreaterEqual(sum(t.rate == 0.5 for t in got), least)
+        self.assertEqual(len(train.choose_tasks(train.Config(kinds="deduction"), game, fresh, random.Random(1))), 34)
+
     def test_sharpness_has_a_rate_of_its_own(self):
         """In self-play sharp_lr moves the scale of the logits and nothing else; at 0 the scale stands still."""
         cfg = train.Config(device="cpu", dtype="float32", micro_tokens=512)

@@ -669,11 +669,12 @@ def choose_tasks(cfg, game, fresh, rng):
     places = cfg.tasks * len(KINDS) // len(kinds)    # equal batches however many kinds play
     for kind in kinds:
         mine = [t for t in fresh if t.kind == kind][:places]
-        pool = game.buffers[kind]
-        if cfg.fill == "learnable":                  # of the newest 1000, those that some tries solved and some did not
-            good = [t for t in list(pool)[-1000:] if 0 < t.rate < 1]
-            mine += selfplay.sample(good, places - len(mine), rng)
-        tasks += mine + selfplay.sample(pool, places - len(mine), rng)
+        pool = list(game.buffers[kind])
+        good = [t for t in pool[-1000:] if 0 < t.rate < 1]        # some tries solved it, and some did not
+        for source in (good, pool) if cfg.fill == "learnable" else (pool,):
+            taken = set(map(id, mine))
+            mine += selfplay.sample([t for t in source if id(t) not in taken], places - len(mine), rng)
+        tasks += mine
     return tasks
 
 
