@@ -354,8 +354,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     threads (torch releases the interpreter lock inside an operation); on CUDA a decode step is one captured graph, and
     the host looks only now and then. Neither changes what is sampled: that is a function of the prompt, the row's
     uniforms and the weights. dtype="bfloat16" runs the matrix products in it, as the training forward does: faster
-    where the hardware has them (see --bench), and on a CPU with the very log-probs of that forward: keys, values and
-    scores are rounded alike."""
+    where the hardware has them (see --bench); keys, values and scores are rounded as there, so that the log-probs
+    remain the training forward's (`mismatch` in metrics.jsonl says by how much not)."""
     _check(model, prompts, max_new_tokens)
     if not prompts:
         return [], []

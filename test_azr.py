@@ -627,14 +627,19 @@ class TestLearning(unittest.TestCase):
                 self.assertEqual(before, after)
 
     def test_kl_is_that_of_the_update(self):
-        """An update that moves nothing has a KL of 0, whatever log-probs the sampler left; one that moves has more."""
-        cfg, kl = train.Config(device="cpu", dtype="bfloat16", micro_tokens=512), []
-        for lr in (0.0, 0.05):
-            model, r = small_model(9), selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [-1.0, -1.0])
+        """An update that moves nothing has a KL of 0, whatever log-probs the sampler left, and one that moves has more;
+        the mismatch is 0 for the sampler's own log-probs and not for others'."""
+        cfg, found = train.Config(device="cpu", dtype="bfloat16", micro_tokens=512), []
+        for lr, own in ((0.0, False), (0.05, True)):
+            model = small_model(9)
+            (reply,), (logp,) = generate(model, [[1, 2]], 9, dtype="bfloat16")
+            r = selfplay.Rollout("solve", "deduction", [1, 2], reply, logp if own else [-1.0] * len(reply))
             opts = [torch.optim.SGD(model.parameters(), lr=lr)]
-            kl.append(train.learn(cfg, model, opts, [r], torch.ones(1), random.Random(0))["kl_after"])
-        self.assertEqual(kl[0], 0)
-        self.assertGreater(kl[1], 1e-6)
+            found.append(train.learn(cfg, model, opts, [r], torch.ones(1), random.Random(0)))
+        self.assertEqual(found[0]["kl_after"], 0)
+        self.assertGreater(found[0]["mismatch"], 1e-3)
+        self.assertGreater(found[1]["kl_after"], 1e-6)
+        self.assertLess(found[1]["mismatch"], 1e-6)
 
     def test_the_batch_has_no_task_twice(self):
         """Fresh tasks first, then learnable ones of the buffer (or any), then any: each once, as many as there are."""

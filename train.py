@@ -768,13 +768,14 @@ def log_probs(cfg, model, batches):
 
 
 def learn(cfg, model, optimizers, rollouts, adv, rng):
-    """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens, and the KL from
-    the policy before the update to the one after it, on some of the rollouts (the sampler's own log-probs would not do
-    on a GPU: its kernels round otherwise, by as much as an update)."""
+    """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens; and on some of the
+    rollouts the KL from the policy before the update to the one after it, and from the sampler to the former: the same
+    weights, and what other kernels and rounding make of them."""
     total, order = Counter(), list(range(len(rollouts)))
     some = rollouts[::-(-len(rollouts) // 64)]
     probe = rollout_batches(some, torch.zeros(len(some)), cfg)
     before = log_probs(cfg, model, probe)
+    total["mismatch"] = kl(torch.cat([old[mask] for _, _, mask, old, *_ in probe]), before)
     for _ in range(cfg.epochs):
         rng.shuffle(order)
         size = -(-len(order) // cfg.minibatches)
@@ -782,9 +783,14 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
             part = order[at:at + size]
             batches = rollout_batches([rollouts[i] for i in part], adv[part], cfg)
             update(cfg, model, optimizers, batches, lambda m, b: rollout_loss(m, b, cfg), total)
-    change = log_probs(cfg, model, probe) - before
-    total["kl_after"] = float((change.exp() - 1 - change).mean())
+    total["kl_after"] = kl(before, log_probs(cfg, model, probe))
     return total
+
+
+def kl(old, new):
+    """Estimate of KL(old || new), nats a token, from log-probs of tokens that `old` sampled: never below 0, and of
+    less variance than the mean of old - new."""
+    return float(((new - old).exp() - 1 - (new - old)).mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -842,9 +848,9 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
                         "answers": entropy_bits([t.outputs[0] for t in every])}
     tokens = max(1, stats["tokens"])
-    row.update(entropy=stats["entropy"] / tokens, kl=stats["kl_after"], clipped=stats["clipped"] / tokens,
-               grad_norm=stats["grad_norm"], with_gradient=int((adv != 0).sum()), learnt=len(used),
-               padding=1 - stats["read"] / max(1, stats["padded"]))
+    row.update(entropy=stats["entropy"] / tokens, kl=stats["kl_after"], mismatch=stats["mismatch"],
+               clipped=stats["clipped"] / tokens, grad_norm=stats["grad_norm"], with_gradient=int((adv != 0).sum()),
+               learnt=len(used), padding=1 - stats["read"] / max(1, stats["padded"]))
     return row
 
 
