@@ -768,9 +768,9 @@ def log_probs(cfg, model, batches):
 
 
 def learn(cfg, model, optimizers, rollouts, adv, rng):
-    """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens; and on some of the
-    rollouts the KL from the policy before the update to the one after it, and from the sampler to the former: the same
-    weights, and what other kernels and rounding make of them."""
+    """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens; and, measured on
+    some of the rollouts, the KL from the policy before the update to the one after it, and from the sampler's to the
+    former: the same weights, and what other kernels and rounding make of them."""
     total, order = Counter(), list(range(len(rollouts)))
     some = rollouts[::-(-len(rollouts) // 64)]
     probe = rollout_batches(some, torch.zeros(len(some)), cfg)
