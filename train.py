@@ -161,12 +161,10 @@ TIMID = dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150)
 ABLATIONS = {  # each differs from full by what it names; the README's table is made of these
     "full": {},
     "solver_only": dict(proposer="frozen"),
-    "quiet_proposer": dict(propose_weight=0.1),
     "loud_proposer": dict(propose_weight=9.0),
     "random_tasks": dict(proposer="random"),
     "random_shallow": dict(proposer="random", depths="rare"),
     "fixed_10k_rl": dict(proposer="fixed", fixed_tasks=10000),
-    "fixed_10k_shallow": dict(proposer="fixed", fixed_tasks=10000, depths="rare"),
     "fixed_50k_rl": dict(proposer="fixed", fixed_tasks=50000),
     # supervised updates are far less noisy than RL's: the warm-up's optimizer and many small batches serve them best
     "supervised_10k": dict(proposer="fixed", learner="supervised", fixed_tasks=10000, **SUPERVISED),
@@ -177,8 +175,6 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_references": dict(references=0),
     "global_baseline": dict(advantage="global"),
     "group_baseline": dict(advantage="group"),
-    "one_try": dict(learn_tries=1),
-    "no_blame": dict(negative=0.0),
     "double_rate": dict(lr=4e-4),
     "large_epsilon": dict(lr=1e-3, adam_eps=1e-3),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
