@@ -954,7 +954,7 @@ def by_kind(key, last="{}"):
 
 CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label of a line: its path in metrics.jsonl})])
     ("Rewards of the six cells", "The solver earns 1, -0.5 or -1. The proposer earns 1 - solve rate where that is "
-     "neither 0 nor 1, -0.5 for a task that is not valid, -1 for a reply that is none. A constant cell learns nothing.",
+     "neither 0 nor 1, 0 where it is, and -1 for what is not valid. A constant cell learns nothing.",
      [("proposer", "mean reward", None, by_kind("reward", "propose/{}")),
       ("solver", "mean reward", None, by_kind("reward", "solve/{}"))]),
     ("What it proposes", "Novel: the program was not known yet. Learnable: solved by some tries but not by all.",
