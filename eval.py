@@ -49,7 +49,7 @@ from selfplay import (KINDS, MAX_DEPTH, Rollout, Task, draw_programs, judge_answ
                       solve_prompt)
 
 SUITE_SEED = 505_03335  # fixed: every run and every seed is measured on the same tasks
-MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 is reported, and kept for extrapolation
+MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 is reported, and part of DEEP
 DEEP = range(4, 7)         # what the warm-up hardly showed solved
 SMALL = 20                 # tasks a kind and depth of the evaluations along a run
 METRICS = ("greedy", "pass@1", "pass@16")
@@ -954,7 +954,7 @@ def by_kind(key, last="{}"):
 
 CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label of a line: its path in metrics.jsonl})])
     ("Rewards of the six cells", "The solver earns 1, -0.5 or -1. The proposer earns 1 - solve rate where that is "
-     "neither 0 nor 1, 0 where it is, and -1 for what is not valid. A constant cell learns nothing.",
+     "neither 0 nor 1, else 0, and -1 for what is not valid (by default). A constant cell learns nothing.",
      [("proposer", "mean reward", None, by_kind("reward", "propose/{}")),
       ("solver", "mean reward", None, by_kind("reward", "solve/{}"))]),
     ("What it proposes", "Novel: the program was not known yet. Learnable: solved by some tries but not by all.",
@@ -1106,7 +1106,7 @@ def report(folder):
     def lines(source, wanted):
         return {label: curve(source, path) for label, path in wanted.items()}
     section("Learning", "Its own tasks grow harder as it learns, so their solve rate may stand still while skill "
-            "rises; the held-out tasks stay the same, here 20 a kind and depth.",
+            "rises; the held-out tasks stay the same, here 20 a kind and depth at most.",
             [chart("tasks it set itself", "share right", lines(records, by_kind("solve")), span=(0, 1)),
              *(chart(f"held-out tasks, {m}", "share right, depths 1-5",
                      {k: held_out(records, result, m, k) for k in KINDS}, span=(0, 1), mark="both")
@@ -1246,7 +1246,7 @@ def bench_ladders(model, cfg, prompts):
     naive = seconds(lambda: generate_naive(model, prompts[:4], STEPS, stop=-1), 1, cores)
     sampling = [("sampling: no cache, a row at a time", 4 * STEPS / naive)]
     for name, net, asked, tries, dtype, n in (
-            ("+ static cache, 384 rows a step", many, apart, 1, "float32", 1),
+            ("+ a cache, 384 rows a step", many, apart, 1, "float32", 1),
             ("+ tries of a task share its prompt", many, prompts, 8, "float32", 1),
             ("+ one key and value head", model, prompts, 8, "float32", 1),
             (mixed, model, prompts, 8, cfg.dtype, 1), ("+ a thread a core", model, prompts, 8, cfg.dtype, threads)):

@@ -8,7 +8,7 @@ section 3.3.3: program integrity, safety, and determinism by Eq. 7).
 The idea. What a program answers is truth for the whole system, so none of it may touch the system:
 
     trainer      moves text and compares strings; it never parses, evaluates or unpickles what a model wrote
-      zygotes    small exec-ed interpreters, each with its own hash seed and address layout; they only fork and wait
+      zygotes    small exec-ed interpreters with four hash seeds, address layouts of their own; they only fork and wait
         child    compiles and runs a batch of plain programs, or one that could reach others, behind a kernel wall
                  (seccomp, rlimits, Landlock): no file, socket, process, signal. Leaves lines in shared memory, and dies
 
@@ -471,11 +471,11 @@ def run_child(jobs, own, area, space, timeout, raise_wall):
     return lines, "" if lines and status == 0 else "crash"
 
 
-def serve(jobs, own, *how):
+def serve(jobs, *how):
     """The lines of a request. What ends a batch is blamed on the program that ran then only once it has ended a child
     of its own too (a timeout is always its own fault); the programs behind it go to a new child."""
-    lines, every = [b""] * len(jobs), list(range(len(jobs)))
-    alone, todo = (every, []) if own else ([], every)
+    lines = [b""] * len(jobs)
+    alone, todo = [], list(range(len(jobs)))
     while todo:
         done, end = run_child([jobs[i] for i in todo], False, *how)
         for i, text in zip(todo, done):
@@ -555,8 +555,8 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     try:
         send(answers, answer.encode())
         while answer == "yes":
-            jobs, own = marshal.loads(receive(requests))
-            send(answers, serve(jobs, own, area, space, timeout, raise_wall))
+            jobs = marshal.loads(receive(requests))
+            send(answers, serve(jobs, area, space, timeout, raise_wall))
     except (EOFError, BrokenPipeError):
         os._exit(0)
 
@@ -576,11 +576,11 @@ class Job:
 
 class Executor:
     """workers: pairs of zygotes at work at a time. timeout: CPU seconds of a run. memory_mb: address space of a child,
-    the interpreter's 30 MB included. alone: a child for each program: full isolation, a tenth of the speed. gate=False
+    the interpreter's 30 MB included. gate=False
     drops the name gate and hands out the real builtins: only to test the wall. Any thread may call run()."""
 
-    def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, alone=False, cache_mb=64, gate=True):
-        self.workers, self.alone = workers or max(1, (os.cpu_count() or 2) // 2), alone
+    def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, cache_mb=64, gate=True):
+        self.workers = workers or max(1, (os.cpu_count() or 2) // 2)
         self.settings = [str(s) for s in (timeout, memory_mb, int(gate), int(not unsafe), os.getpid())]
         self.cache, self.old_cache, self.cache_size, self.cache_limit = {}, {}, 0, cache_mb << 19
         self.replaced = 0     # zygotes that died and were started again
@@ -680,7 +680,7 @@ class Executor:
     def ask(self, jobs, seen):
         """Send jobs to a free zygote whose seed they have not seen -> their lines. A zygote that died is replaced, and
         another one asked; nine deaths in a row are beyond any program."""
-        data = marshal.dumps(([(job.program, job.args) for job in jobs], self.alone))
+        data = marshal.dumps([(job.program, job.args) for job in jobs])
         for _ in range(9):
             with self.changed:
                 while not self.free - seen:

@@ -3,18 +3,19 @@ model.py: the network, its tokenizer and its sampler (the policy pi of paper sec
 
 One decoder-only transformer plays both roles, so everything here is ordinary: tokens in, next-token log-probs out.
 What is worth reading is the sampler. Each rollout carries about one bit of reward, so rollouts a second ARE the
-learning speed, and most of a step is spent here. Beside each fast path stands the slow, obvious one:
+learning speed, and nearly half of a step is spent here. Beside each fast path stands the slow, obvious one:
 `generate_naive` is the specification of `generate` in a dozen lines, and a test ties them token for token.
 
 Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM, flash-attention):
 1) The network is tiny and starts from random weights; train.py warms it up on generated programs (its "pretraining").
    The block is the one of published decoders (RMSNorm, rotary positions, grouped keys, QK norm, gated MLP, as in
-   Qwen3), with head_dim and the MLP width as separate fields, so that such weights could be loaded by renaming.
+   Qwen3), with head_dim and the MLP width as separate fields, so that such weights could be loaded by
+   renaming and joining (eval.qwen3_twin, read from right to left).
 2) The vocabulary is ours: 256 bytes, then Python pieces, then role tokens. tiktoken does the splitting, nothing is
    downloaded. With 50k tokens the head and the embedding would be 24 times larger than all layers together.
 3) Two additions of a few numbers each, both without effect at first: `smear` lets an embedding carry a share of the
    token before it (.07 nats after a minute of warm-up), `sharpness` scales the logits (what RL would change first).
-4) Log-probs are returned by the sampler itself and equal those of the training forward (test: 1e-3), so that the
+4) Log-probs are returned by the sampler itself and equal those of the training forward (1e-3 in the tests), so that the
    first update's ratio is 1 (between vLLM and a trainer it is not, and needs correcting).
 
 Try:  python model.py          # fast and naive sampling: same tokens, both speeds
@@ -37,7 +38,7 @@ import torch.nn.functional as F
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokenizer: ids 0-255 are the bytes, then PIECES, then SPECIAL. Longest piece first; no merges need training, because
-# tiktoken turns a regex match that is in the ranks into one token. Digits stay one token each, so numbers are
+# tiktoken turns a regex match that is in the ranks into one token. No piece holds two digits, so numbers are
 # spelled the way arithmetic is done.
 
 PIECES = [
@@ -172,17 +173,15 @@ class Block(nn.Module):
         return q, k.transpose(1, 2), v.transpose(1, 2)
 
     def attend(self, q, k, v, bias):
-        """Attention written out: at these widths two batched products beat scaled_dot_product_attention on a CPU
-        (45k against 32k tokens/s in training). q (B, KV, G, T, hd), k and v (B, KV, S, hd), bias (..., T, S) holds
-        0 or -inf; returns (B, T, n_head * hd)."""
+        """Attention written out: at these widths two batched products beat scaled_dot_product_attention on a CPU.
+        q (B, KV, G, T, hd), k and v (B, KV, S, hd), bias (..., T, S) holds 0 or -inf; returns (B, T, n_head * hd)."""
         B, KV, G, T, hd = q.shape
         if q.is_cuda and T > 1:
             return self.attend_fused(q, k, v, bias)
-        with torch.autocast(q.device.type, enabled=False):        # in the type of the cache, see _decode
-            att = torch.bmm(q.reshape(B * KV, G * T, hd), k.reshape(B * KV, -1, hd).transpose(1, 2))
-            att = torch.add(bias, att.view(B, KV, G, T, -1).float(), alpha=hd ** -0.5)
-            att = att.softmax(-1).to(v.dtype).view(B * KV, G * T, -1)
-            y = torch.bmm(att, v.reshape(B * KV, -1, hd)).view(B, KV, G, T, hd)
+        att = torch.bmm(q.reshape(B * KV, G * T, hd), k.reshape(B * KV, -1, hd).transpose(1, 2))
+        att = torch.add(bias, att.view(B, KV, G, T, -1).float(), alpha=hd ** -0.5)
+        att = att.softmax(-1).to(v.dtype).view(B * KV, G * T, -1)
+        y = torch.bmm(att, v.reshape(B * KV, -1, hd)).view(B, KV, G, T, hd)
         return y.permute(0, 3, 1, 2, 4).reshape(B, T, -1)
 
     def attend_fused(self, q, k, v, bias):
@@ -349,13 +348,14 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     max_new_tokens.
 
     How it is fast: each prompt is read once (prefill) and its cache copied to all its tries; then one decode step a
-    token over a static KV cache of `rows` places, where every row stands at a position of its own. A finished row's
-    place goes to the next waiting row, so the batch stays full to the end. On a CPU prompts are dealt to `threads`
-    threads (torch releases the interpreter lock inside an operation); on CUDA a decode step is one captured graph, and
-    the host looks only now and then. Neither changes what is sampled: that is a function of the prompt, the row's
-    uniforms and the weights. dtype="bfloat16" runs the matrix products in it, as the training forward does: faster
-    where the hardware has them (see --bench); keys, values and scores are rounded as there, so that the log-probs
-    remain the training forward's (`mismatch` in metrics.jsonl says by how much not)."""
+    token over a KV cache of `rows` places, where every row stands at a position of its own. A finished row's place
+    goes to the next waiting row, so the batch stays full while any waits. On a CPU prompts are dealt to `threads`
+    threads (torch releases the interpreter lock inside an operation), and a thread's cache grows with the replies; on
+    CUDA it is static, a decode step is one captured graph, and the host looks only now and then. Neither changes what
+    is sampled: that is a function of the prompt, the row's uniforms and the weights. dtype="bfloat16" runs the matrix
+    products in it, as the training forward does: faster where the hardware has them (see --bench); keys, values and
+    scores are rounded as there, so that the log-probs remain the training forward's (`mismatch` in metrics.jsonl says
+    by how much not)."""
     _check(model, prompts, max_new_tokens)
     if not prompts:
         return [], []
@@ -433,18 +433,18 @@ def _step(model, token, before, position, cache, S):
     cos, sin = model.cos[position][:, None], model.sin[position][:, None]  # (B, 1, 1, hd/2)
     for block, (k_cache, v_cache) in zip(model.blocks, cache):
         q, k, v = block.heads(x, cos, sin)
-        k_cache[row, :, position] = k[:, :, 0].to(cache.dtype)
-        v_cache[row, :, position] = v[:, :, 0].to(cache.dtype)
-        x = block.finish(x, block.attend(q.to(cache.dtype), k_cache[:, :, :S], v_cache[:, :, :S], bias))
+        k_cache[row, :, position], v_cache[row, :, position] = k[:, :, 0], v[:, :, 0]
+        x = block.finish(x, block.attend(q, k_cache[:, :, :S], v_cache[:, :, :S], bias))
     return model.logits(x)[:, 0]
 
 
 def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static):
-    """Decode with a fixed number of places; whoever has ended makes room for the next waiting row. Returns ids and
+    """Decode in as many places at the most; whoever has ended makes room for the next waiting row. Returns ids and
     log-probs (N, max_new), N = len(prompts) * tries, on the CPU; behind a row's `stop` stands anything.
 
     static (CUDA): shapes and addresses never change, so that a step can be one captured graph: a tiny model is
-    launch-bound, and a replay is one launch. Else (CPU): places are dropped once no row waits for them."""
+    launch-bound, and a replay is one launch. Else (CPU): the cache gets longer when a reply needs it, and
+    places are dropped once no row waits for them."""
     device = next(model.parameters()).device
     prefix, lens, first = _prefill(model, prompts)
     last = torch.tensor([p[-1] for p in prompts], device=device)
@@ -472,7 +472,7 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static
             row[place] = new
             place, new, task = (x.to(device) for x in (place, new, new // tries))
             for cache, one in zip(z.cache, prefix):               # a layer at a time: all at once would take 2 GB more
-                cache[:, place, :, :P] = one[:, task].to(cache.dtype)
+                cache[:, place, :, :P] = one[:, task]
             token, logp = pick(first[task], u[new, 0], temperature)
             z.token[place], z.before[place], z.lens[place], z.t[place] = token, last[task], lens[task], 1
             z.ids[place], z.lps[place, 0] = PAD, logp
@@ -526,9 +526,9 @@ _rooms = {}  # id(model) -> {places: its state on the GPU, with the graphs that 
 
 
 def _capture(step, z):
-    """One captured CUDA graph of `step`, tried against eager steps from the same state; on any difference or failure
-    the eager step is returned and the reason printed, so that a machine nobody tried still trains. The state is left as
-    it was, but for columns of the cache that are written again before they are read."""
+    """One captured CUDA graph of `step`, tried against eager steps from the same state; on a difference beyond
+    rounding, or a failure, the eager step is returned and the reason printed, so that a machine nobody tried still
+    trains. The state is left as it was, but for columns of the cache that are written again before they are read."""
     state = (z.token, z.before, z.t, z.ids, z.lps)
     saved, results = [x.clone() for x in state], []
 
@@ -585,7 +585,7 @@ def main():
         speeds[name] = sum(map(len, tokens)) / (time.perf_counter() - start)
         print(f"{name:>6}: {speeds[name]:8,.0f} tokens/s, first reply {tokens[0][:5]}..., "
               f"log-prob {sum(lps[0]):.4f}")
-    print(f"fast / naive = {speeds['fast'] / speeds['naive']:.1f}x (a full batch of 384 gains more)")
+    print(f"fast / naive = {speeds['fast'] / speeds['naive']:.1f}x (a full batch gains more)")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Task:
     outputs: list
     keys: list
     message: str = ""
-    depth: int = 0             # known for generated tasks only (held-out suite, controls)
+    depth: int = 0             # of the held-out suite's tasks; nobody knows it of a proposed one
     rate: float = -1.0         # its solve rate when it was last tried; -1: never
 
 
@@ -169,9 +169,9 @@ def hidden_agree(outputs):
 def make_tasks(ex, wanted, max_prompt=None, gate=True):
     """Run proposals into tasks. wanted: [(kind, program, inputs, message)]; returns [(Task or None, reason)] in order.
 
-    Every program runs on every input twice, in two processes with different hash seeds and address layouts (j = 2 of
-    Eq. 7); the first input that fails names the reason. A task whose solver prompt is longer than max_prompt tokens is
-    refused. gate=False lets failures through with the output None, which deduction is then asked for (an ablation)."""
+    Every program runs on every input twice or more, in processes with different hash seeds and address layouts (j = 2
+    in Eq. 7); the first input that fails names the reason. A task whose solver prompt is longer than max_prompt tokens
+    is refused. gate=False lets failures through with the output None, which deduction is then asked for."""
     jobs = [(program, i) for _, program, inputs, _ in wanted for i in inputs]
     results = iter(ex.run(jobs))
     made = []
@@ -268,7 +268,7 @@ def seed_buffers(ex, size, n_inputs):
 # applying an operation to x; its depth is the number of operations. Types are tracked, so programs run. Constants:
 # {d} 1-3 (large tier 1-9), {s} 2-4, {m} 3-9, {n} 10-40, {c} {e} letters.
 #
-# The small tier is what a network of half a million weights masters in minutes: with modulo, sums and constants to 9
+# The small tier is what a network of 650,000 weights masters in minutes: with modulo, sums and constants to 9
 # it still erred on one operation in five after 4 minutes, and what RL was left to teach was the multiplication table.
 # Here single operations are nearly always right, and what is left to learn is depth, searching and checking.
 

@@ -1,6 +1,6 @@
 """
-test_azr.py: what must stay true, one line each. Standard library's unittest, offline, CPU only, under 3 minutes on 2
-cores.
+test_azr.py: what must stay true, one line each. Standard library's unittest, offline, no GPU needed (where there is
+one, a test more runs), under 3 minutes on 2 cores.
 
     python test_azr.py                      # everything
     python test_azr.py TestSampler          # one class
@@ -100,8 +100,9 @@ class TestTokenizer(unittest.TestCase):
             self.assertTrue(all(t < ID["<|pad|>"] for t in encode(f"x {name} y")), name)
 
     def test_digits_are_single(self):
-        """Numbers are spelled digit by digit, the way arithmetic is done."""
+        """Numbers are spelled digit by digit, the way arithmetic is done: no piece holds two."""
         self.assertEqual([decode([t]) for t in encode("2047")], list("2047"))
+        self.assertFalse([p for p in network.PIECES if sum(c.isdigit() for c in p) > 1])
 
 
 class TestSampler(unittest.TestCase):
@@ -1579,16 +1580,17 @@ class ExecutorTest(unittest.TestCase):
                 self.assertEqual({r.value for r in ex.run(jobs)[1::2]}, {value})
 
     def test_same_answers_in_any_batch(self):
-        """Alone, in batches, shuffled, and with other workers, the verdicts are the same."""
+        """One a call, in batches, shuffled, and with other workers, the verdicts are the same."""
         jobs = [job for n in range(3) for job in executor.small_programs(60, seed=n)]
         jobs += [(body("return 1 / 0"), ""), (body("while True: pass"), ""), ("class A: pass\ndef f(x): return x",
                                                                               "{'a'}"),
                                                                               (body("return list(set('abc'))"), "")]
         expected = dict(zip(jobs, self.ex.run(jobs)))
         random.Random(1).shuffle(jobs)
-        for settings in ({"alone": True}, {"workers": 1}, {"workers": 3}):
-            with Executor(**settings) as ex:
-                self.assertEqual(dict(zip(jobs, ex.run(jobs))), expected)
+        for workers, size in ((1, 1), (1, len(jobs)), (3, len(jobs))):
+            with Executor(workers) as ex:
+                got = [r for i in range(0, len(jobs), size) for r in ex.run(jobs[i:i + size])]
+                self.assertEqual(dict(zip(jobs, got)), expected)
 
     def test_cruxeval(self):
         """All 800 published programs of CRUXEval (path in NANOAZR_CRUXEVAL) give their published outputs."""
@@ -2500,7 +2502,7 @@ class TestReport(unittest.TestCase):
         self.assertEqual(call_eval("--report", self.folder)[0], 2)
 
     def test_all_sections_show_what_was_logged(self):
-        """With every key of metrics.jsonl at hand, no chart says 'not recorded', and each kind is drawn."""
+        """With every key that a chart reads, no chart says 'not recorded', and each kind is drawn."""
         made_up_run(self.folder, 1, 0.6)
         kinds = {k: 0.5 for k in KINDS}
         cells = {f"{role}/{k}": 0.5 for role in ("propose", "solve") for k in KINDS}
@@ -2508,7 +2510,7 @@ class TestReport(unittest.TestCase):
         lines += [{"phase": "selfplay", "step": s, "minutes": s, "solve": kinds, "reward": cells, "length": cells,
                    "valid": kinds, "novel": kinds, "learnable": kinds, "rates": {k: [1, 2, 3] for k in KINDS},
                    "lines": kinds, "nodes": kinds, "cyclomatic": kinds, "distance": kinds,
-                   "diversity": {"programs": 1, "answers": 3.0}, "entropy": 0.4, "kl": 1e-4,
+                   "diversity": {"programs": 1, "answers": 3.0}, "entropy": 0.4, "kl": 1e-4, "mismatch": 1e-6,
                    "grad_norm": 1, "with_gradient": 8, "rollouts": 9, "memory_mb": 100, "tokens_per_s": 5e4,
                    "seconds": {k: 1 for k in ("sample", "execute", "learn")}, "eval": {k: {
                        "greedy": 0.4, "pass@1": 0.3} for k in KINDS}} for s in range(300)]

@@ -14,7 +14,7 @@ Where we differ from the paper and from the authors' code:
 3) Tasks whose tries all earned the same say nothing of which try was better: they are left out of the solver's update,
    before the cells' means are taken (`skip_flat`). 40 proposals a kind leave half of the solver's 64 places, and these
    are filled with tasks of the buffer last seen to be learnable (`fill`; paper: 64 for 64, the shortfall drawn evenly).
-   `--ablation paper_batch` switches both back. So the proposer has a tenth of an update's rollouts (paper: half).
+   `--ablation paper_batch` switches both off. So the proposer has a tenth of an update's rollouts (paper: half).
 4) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
 6) The learning rate rises and falls, AdamW's beta2 is .99, no entropy bonus (paper: constant; AdamW's default; .001).
@@ -68,8 +68,8 @@ class Config:
     name: str = "full"            # the row of the ablation table this run belongs to (set by --ablation)
     seed: int = 1                 # the base and everything after it; the held-out suite has a seed of its own
     device: str = "auto"          # auto | cpu | cuda
-    dtype: str = "auto"           # auto | float32 | bfloat16, of the training forward; auto: bfloat16 where it is fast
-    workers: int = 2              # executor lanes; the results do not depend on it
+    dtype: str = "auto"           # auto | float32 | bfloat16, of learning and sampling (evaluations: float32)
+    workers: int = 2              # pairs of executor processes at work; the results do not depend on it
     unsafe_executor: bool = False # run model text without the kernel wall (macOS, some containers): at your own risk
     # --- model
     n_layer: int = 3              # at equal warm-up time 3 x 128 beats 2 x 128, 3 x 64 and 3 x 96
@@ -82,7 +82,7 @@ class Config:
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, not a skill
-    timid: bool = False           # demonstrated proposals: True: each depth a tenth as frequent as the one before
+    timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2500
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
@@ -96,7 +96,7 @@ class Config:
     learn_tries: int = 0          # how many of them are learnt from; 0: all; 1: the others only measure the solve rate
     references: int = 2           # K: past tasks shown to the proposer (the paper: 6; each costs ~30 tokens of context)
     n_inputs: int = 6             # N: inputs of an induction task (the paper: 10); half are shown, half decide
-    max_new: int = 192            # longest reply, tokens; a reply that is cut off counts as unparsable
+    max_new: int = 192            # longest solver's reply, tokens (a proposal: 112); what is cut off is unparsable
     buffer_size: int = 16384      # tasks a kind; the oldest leave first
     seed_tasks: int = 128         # tasks a kind before the first update (the paper: 256), all from the identity program
     proposer: str = "train"       # train | frozen (the network of the step writes, its proposals are not learnt from) |
@@ -153,7 +153,7 @@ PRESETS = {
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=1e-4, seed_tasks=256, workers=8,
-                max_lines=12),  # of text: a loop has three. At 6 half of all programs of depth 6 would be too long
+                max_lines=12),  # of text: a block has up to four. At 6 half of all programs of depth 6 are refused
 }
 
 SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, sharp_lr=0.0, minibatches=48)
@@ -584,8 +584,8 @@ def load_weights(model, weights, path):
 class Game:
     """What self-play carries from step to step, beside the weights."""
     buffers: dict                # kind -> deque of Task
-    known: set                   # the novelty gate: programs proposed within the length gate, whether they ran or not;
-                                 # none of induction's, which is given its program
+    known: set                   # the novelty gate: programs that were proposed and short enough, whether they ran or
+                                 # not; none of induction's, which is given its program
     rollouts: int = 0            # sampled so far, seeding aside
     held_out: int = 0            # proposals refused because the held-out suite has them
     waiting: dict = field(default_factory=dict)  # previous_step: kind -> how many of its newest the next step solves
@@ -679,8 +679,9 @@ def solve(cfg, model, ex, tasks, step):
     prompts = [selfplay.solve_prompt(t) for t in tasks]
     replies, logps = generate(model, prompts, cfg.max_new, tries=cfg.tries, seed=sample_seed(cfg, step, 1),
                               dtype=cfg.dtype)
+    groups = [g for g in range(len(tasks)) for _ in range(cfg.tries)]
     rollouts = [Rollout("solve", tasks[g].kind, prompts[g], reply, logp, tasks[g], g, selfplay.parse_answer(reply))
-                for i, (reply, logp) in enumerate(zip(replies, logps)) for g in [i // cfg.tries]]
+                for g, reply, logp in zip(groups, replies, logps)]
     for r, verdict in zip(rollouts, selfplay.judge_answers(ex, [r.task for r in rollouts],
                                                            [r.answer for r in rollouts])):
         r.verdict, r.reward = verdict, selfplay.SOLVE_REWARD[verdict]
@@ -690,12 +691,12 @@ def solve(cfg, model, ex, tasks, step):
     return rollouts
 
 
-SHARED = 256  # tokens of a row that tries share: an update takes 1.3 s without, 0.9 s from 192 to 256, 1.0 s at 512
+SHARED = 256  # tokens of a row that tries share: without sharing an update takes 1.4 times as long, at 512 1.1 times
 
 
 def shared_rows(rollouts, longest):
     """[[index]] of rollouts with one prompt, which may share a row: prompt, reply, reply, ... The tries of a task read
-    the same one, which is as long as a reply or longer. Rows stop at `longest` tokens: attention is quadratic."""
+    the same one, which is about as long as a reply. Rows stop at `longest` tokens: attention is quadratic."""
     rows, open_row = [], {}                                        # prompt -> (its row, tokens in it)
     for i, r in enumerate(rollouts):
         row, used = open_row.get(tuple(r.prompt), (None, 0))

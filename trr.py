@@ -114,7 +114,7 @@ def main():
     print("\n  by token: the long wrong reply pulls the mean down, right answers look better.\n"
           "  group:    both tries of task 1 were right, which teaches nothing: 0.")
     print("  global:   the proposer is measured against the solver's rewards, and its\n"
-          "            invalid task gets all the blame.\n")
+          "            invalid task gets most of the blame.\n")
     logp = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
     loss, stats = policy_loss(logp, logp.detach(), torch.tensor([1.0, -1.0]), torch.tensor([[1, 1], [1, 0]]))
     loss.backward()
