@@ -206,7 +206,7 @@ def measure(model, ex, suite, people, max_new, samples=16):
 
 
 def join(base, final):
-    """What eval.json holds, from measure() of the start model (None: unknown) and of the trained one."""
+    """What eval.json holds, from measure() of the start network (None: unknown) and of the trained one."""
     if base is None:
         return {"final": final["table"], "people": final["people"], "counts": {"final": final["counts"]}}
     return {"base": base["table"], "final": final["table"],
@@ -675,8 +675,8 @@ def spread(values):
 def group_runs(runs):
     """[[row]]: a list for each start network, a row for each setting. The interval of a gain (a seed's is over its own
     base) is over seeds; of a lone seed it is the bootstrap over tasks, which says nothing of other seeds. Rows that
-    share a name say how they differ. A list begins with what its others are set against: `full`, else one of the most
-    seeds, if it may be one whose proposer learns."""
+    share a name say how they differ. The first row of a list is what the others are compared with: `full`, else a row
+    of the most seeds, and among these one whose proposer learns."""
     groups, starts = {}, {}
     for run in runs:
         groups.setdefault((run["name"], json.dumps(run["setting"], sort_keys=True)), []).append(run)
@@ -739,9 +739,9 @@ def compare_table(tables, brief=False):
         lines.append("")
     return "\n".join(lines if brief else lines + [
         "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over seeds.",
-        "Gain: points over each run's own start model, with its 95 % interval over seeds (over tasks if one seed);",
+        "Gain: points over each run's own start network, with its 95 % interval over seeds (over tasks if one seed);",
         "depths 4-6: of pass@1. Minus: the difference to the table's first row on the same seeds, so from the same",
-        "start models, with its interval over seeds.", ""])
+        "start networks, with its interval over seeds.", ""])
 
 
 def compare(paths, out, keep=None):
@@ -903,8 +903,8 @@ def compare_svg(tables):
         return 190 + 400 * (v - x0) / (x1 - x0)
     out = [f'<path class="axis" d="M{px(v):.1f} 26V{high - 24}"/><text x="{px(v):.1f}" y="{high - 8}" '
            f'text-anchor="middle">{short(v)}</text>' for v in ticks(x0, x1, 6)]
-    out.append('<text x="8" y="16">gain over the own start model in points, held-out mean; 95 % interval; hollow: one '
-               f'seed</text><path stroke="var(--soft)" d="M{px(0):.1f} 26V{high - 24}"/>')
+    out.append('<text x="8" y="16">gain over the own start network in points, held-out mean; 95 % interval; hollow: '
+               f'one seed</text><path stroke="var(--soft)" d="M{px(0):.1f} 26V{high - 24}"/>')
     for table in tables:
         y += 24                                  # the rows of one start network stand together
         for r in table:

@@ -36,8 +36,9 @@ Covered: files, network, processes, signals, memory, endless loops (in C code, _
 large, deep or cyclic, programs that spoil the next one, killed workers, a killed trainer.
 NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
 takes over its child can state any value of its own f, and read the texts it was sent with. A result that depends on
-the recursion or memory limit is accepted; so, now and then, are a few low bits of an address or a hash, the order of a
-set of two words one time in eight, and always that of a set of None or built-in types, which is this Python's. Total
+the recursion or memory limit is accepted. So is, now and then, one that depends on a few low bits of an address or a
+hash, or on the order of a set of two words (one time in eight); and always one that depends on the order of a set of
+None or built-in types, which is this Python's. Total
 memory is up to 2 x workers x memory_mb. Without seccomp it refuses.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
@@ -439,8 +440,9 @@ def wall_stands(raise_wall):
 # The zygote: forks children, watches the clock, reads their records. It never looks into a program.
 
 def patience(timeout):
-    """Wall seconds for one program, for a child that sleeps or got at its timer; a batch has as often as many, for one
-    that got at the records as well. Generous: a busy machine must not change a verdict."""
+    """Wall seconds that one program may take, against a child that sleeps or that got at its timer; a batch may take as
+    many for each of its programs, against one that fakes its progress. Generous: a busy machine must not change a
+    verdict."""
     return 2 + 10 * timeout
 
 

@@ -3,17 +3,17 @@ train.py: the Absolute Zero loop (arXiv 2505.03335, Algorithm 1) from random wei
 
     warm up -> measure -> [ propose -> verify -> solve -> reward -> learn ] * steps -> measure -> report
 
-A base network is first trained on programs drawn from a small written grammar (the part that pretraining plays in the
-paper). From then on nobody shows it anything: it writes tasks, the executor says what is true, it tries to solve them,
-and both roles are paid by the executor's verdicts. No gold answer enters the loss after the warm-up.
+A base (the README's start network) is first trained on programs drawn from a small written grammar, which stands for
+the paper's pretraining. From then on nobody shows it anything: it writes tasks, the executor says what is true, it
+tries to solve them, and both roles are paid by the executor's verdicts. No gold answer enters the loss any more.
 
 Where we differ from the paper and from the authors' code:
 1) The warm-up, in place of a pretrained language model; its grammar and its habits are in selfplay.py, in the open.
 2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors sample twice and drop one
    lot).
-3) Tasks whose tries all earned the same say nothing of which try was better: they are left out of the solver's update,
-   before the cells' means are taken (`skip_flat`). 40 proposals a kind leave half of the solver's 64 places, and these
-   are filled with tasks of the buffer last seen to be learnable (`fill`; paper: 64 for 64, the shortfall drawn evenly).
+3) A task whose tries all earned the same does not say which try was better: it is left out of the solver's update,
+   before the cells' means are taken (`skip_flat`). Of the solver's 64 places a kind, 40 proposals fill half; the others
+   go to tasks of the buffer that some tries solved and some did not (`fill`; paper: 64 proposals, then any task).
    `--ablation paper_batch` switches both off. So the proposer has a tenth of an update's rollouts (paper: half).
 4) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
@@ -765,9 +765,9 @@ def log_probs(cfg, model, batches):
 
 
 def learn(cfg, model, optimizers, rollouts, adv, rng):
-    """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens; and, measured on
-    some of the rollouts, the KL from the policy before the update to the one after it, and from the sampler's to the
-    former: the same weights, and what other kernels and rounding make of them."""
+    """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens and two KLs, of
+    some of the rollouts: kl_after, from the policy before the update to the one after it; and mismatch, from the sampler to
+    the policy before the update, which has the same weights but other kernels and rounding."""
     total, order = Counter(), list(range(len(rollouts)))
     some = rollouts[::-(-len(rollouts) // 64)]
     probe = rollout_batches(some, torch.zeros(len(some)), cfg)
