@@ -765,9 +765,9 @@ def log_probs(cfg, model, batches):
 
 
 def learn(cfg, model, optimizers, rollouts, adv, rng):
-    """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens and two KLs, of
-    some of the rollouts: kl_after, from the policy before the update to the one after it; and mismatch, from the sampler to
-    the policy before the update, which has the same weights but other kernels and rounding."""
+    """5) The update: `epochs` passes in `minibatches` optimizer steps each. Returns sums over tokens and two KLs,
+    of some of the rollouts: kl_after, from the policy before the update to the one after it; and mismatch, from the
+    sampler to the policy before the update, which has the same weights but other kernels and rounding."""
     total, order = Counter(), list(range(len(rollouts)))
     some = rollouts[::-(-len(rollouts) // 64)]
     probe = rollout_batches(some, torch.zeros(len(some)), cfg)
