@@ -162,6 +162,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "full": {},
     "solver_only": dict(proposer="frozen"),
     "loud_proposer": dict(propose_weight=9.0),
+    "uncertainty": dict(propose_weight=9.0, proposer_reward="uncertainty"),
     "random_tasks": dict(proposer="random"),
     "random_shallow": dict(proposer="random", depths="rare"),
     "fixed_10k_rl": dict(proposer="fixed", fixed_tasks=10000),
