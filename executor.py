@@ -38,8 +38,8 @@ NOT covered: kernel bugs (a dozen system calls remain; against hostile humans us
 takes over its child can state any value of its own f, and read the texts it was sent with. A result that depends on
 the recursion or memory limit is accepted. So is, now and then, one that depends on a few low bits of an address or a
 hash, or on the order of a set of two words (one time in eight); and always one that depends on the order of a set of
-None or built-in types, which is this Python's. Total
-memory is up to 2 x workers x memory_mb. Without seccomp it refuses.
+None or built-in types, which is this Python's. Total memory is up to 2 x workers x memory_mb. Without seccomp it
+refuses.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
@@ -578,8 +578,8 @@ class Job:
 
 class Executor:
     """workers: pairs of zygotes at work at a time. timeout: CPU seconds of a run. memory_mb: address space of a child,
-    the interpreter's 30 MB included. gate=False
-    drops the name gate and hands out the real builtins: only to test the wall. Any thread may call run()."""
+    the interpreter's 30 MB included. gate=False drops the name gate and hands out the real builtins: only to test the
+    wall. Any thread may call run()."""
 
     def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, cache_mb=64, gate=True):
         self.workers = workers or max(1, (os.cpu_count() or 2) // 2)

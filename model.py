@@ -439,12 +439,12 @@ def _step(model, token, before, position, cache, S):
 
 
 def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static):
-    """Decode in as many places at the most; whoever has ended makes room for the next waiting row. Returns ids and
+    """Decode in at most `places` places; whoever has ended makes room for the next waiting row. Returns ids and
     log-probs (N, max_new), N = len(prompts) * tries, on the CPU; behind a row's `stop` stands anything.
 
     static (CUDA): shapes and addresses never change, so that a step can be one captured graph: a tiny model is
-    launch-bound, and a replay is one launch. Else (CPU): the cache gets longer when a reply needs it, and
-    places are dropped once no row waits for them."""
+    launch-bound, and a replay is one launch. Else (CPU): the cache grows when a reply needs it, and places are
+    dropped once no row waits for them."""
     device = next(model.parameters()).device
     prefix, lens, first = _prefill(model, prompts)
     last = torch.tensor([p[-1] for p in prompts], device=device)

@@ -2330,6 +2330,7 @@ class TestLoading(unittest.TestCase):
         """config.json: missing, torn, no object, a field missing, of another type or out of range."""
         save_run(self.folder)
         for text in ("", "{", "[]", "null", "[" * 100_000, json.dumps({**CONFIG, "seed": "1"}),
+                     json.dumps({**CONFIG, "suite_n": "1"}), json.dumps({**CONFIG, "seed": -1}),
                      json.dumps({**CONFIG, "large": 1}), json.dumps({**CONFIG, "samples": 10 ** 30}),
                      json.dumps({**CONFIG, "n_inputs": 1}),
                      json.dumps({k: v for k, v in CONFIG.items() if k != "max_new"})):

@@ -667,8 +667,9 @@ def choose_tasks(cfg, game, fresh, rng):
     for kind in kinds:
         mine = [t for t in fresh if t.kind == kind][:places]
         pool = list(game.buffers[kind])
-        good = [t for t in pool[-1000:] if 0 < t.rate < 1]        # some tries solved it, and some did not
-        for source in (good, pool) if cfg.fill == "learnable" else (pool,):
+        # of the newest 1000, those that some tries solved and some did not
+        good = [t for t in pool[-1000:] if 0 < t.rate < 1] if cfg.fill == "learnable" else []
+        for source in (good, pool):
             taken = set(map(id, mine))
             mine += selfplay.sample([t for t in source if id(t) not in taken], places - len(mine), rng)
         tasks += mine
@@ -788,7 +789,8 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
 def kl(old, new):
     """Estimate of KL(old || new), nats a token, from log-probs of tokens that `old` sampled: never below 0, and of
     less variance than the mean of old - new."""
-    return float(((new - old).exp() - 1 - (new - old)).mean())
+    change = new - old
+    return float((change.exp() - 1 - change).mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
