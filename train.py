@@ -28,6 +28,7 @@ Try:  python train.py          # finds the device, picks its preset, ends with a
 """
 import argparse
 import ast
+import bisect
 import ctypes
 import difflib
 import fcntl
@@ -400,22 +401,27 @@ def set_lr(optimizers, scale):
         g["lr"] = g.setdefault("peak", g["lr"]) * scale
 
 
-def buckets(lengths, tokens):
-    """Indices in micro-batches of similar length, each of at most `tokens` padded tokens."""
-    out, current = [], []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        width = -(-lengths[i] // 8) * 8              # as pad_rows will have it
-        if current and width * (len(current) + 1) > tokens:
-            out.append(current)
-            current = []
-        current.append(i)
-    return out + [current] if current else out
+def buckets(lengths, count):
+    """Indices in at most `count` micro-batches of like length and of padded sizes as equal as can be: the longest of
+    them is what a thread waits for."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+
+    def cut(most):                                    # with at most so many padded tokens each
+        out = []
+        for i in order:
+            width = -(-lengths[i] // 8) * 8           # as pad_rows will have it
+            if not out or width * (len(out[-1]) + 1) > most:
+                out.append([])
+            out[-1].append(i)
+        return out
+    enough = range(len(order) * (max(lengths, default=0) + 8))
+    return cut(bisect.bisect_left(enough, True, key=lambda most: len(cut(most)) <= count))
 
 
-def budget(cfg, lengths):
-    """Padded tokens a micro-batch: at most cfg.micro_tokens, and small enough that every thread gets several."""
-    return min(cfg.micro_tokens, max(1024, sum(lengths) // (2 * network.THREADS))) if cfg.device == "cpu" \
-        else cfg.micro_tokens
+def micro_batches(cfg, tokens):
+    """How many micro-batches for so many tokens: of about cfg.micro_tokens at the most, as many for each thread."""
+    threads = network.THREADS if cfg.device == "cpu" else 1
+    return threads * max(1, math.ceil(tokens / threads / cfg.micro_tokens))
 
 
 def accumulate(model, batches, loss_fn, dtype):
@@ -453,16 +459,27 @@ def accumulate(model, batches, loss_fn, dtype):
 # Warm-up
 
 
-def demo_batches(demos, cfg):
-    """[(idx (B, T), weights (B, T), norm)] of demonstrations; norm makes the micro-batches' sums a weighted mean."""
-    norm, batches = sum(sum(w) for _, _, w in demos), []
-    lengths = [len(p) + len(r) for p, r, _ in demos]
-    for rows in buckets(lengths, budget(cfg, lengths)):
-        idx = pad_rows([demos[i][0] + demos[i][1] for i in rows])
+def deal(demos, cfg, steps, rng):
+    """Demonstrations, dealt to `steps` updates as micro-batches of like length: [[[demo]]]. Each update gets one of
+    each class of length, as a random draw would on average, and hardly any padding."""
+    demos = rng.sample(demos, len(demos))
+    lengths = [len(prompt) + len(reply) for prompt, reply, _ in demos]
+    pieces = buckets(lengths, steps * micro_batches(cfg, sum(lengths) / steps))
+    dealt = [[] for _ in range(steps)]
+    for at in range(0, len(pieces), steps):
+        for mine, piece in zip(rng.sample(dealt, steps), pieces[at:at + steps]):
+            mine.append([demos[i] for i in piece])
+    return dealt
+
+
+def demo_batches(pieces, cfg):
+    """[(idx (B, T), weights (B, T), norm)] of an update's micro-batches; norm makes their sums a weighted mean."""
+    norm, batches = sum(sum(w) for piece in pieces for _, _, w in piece), []
+    for piece in pieces:
+        idx = pad_rows([prompt + reply for prompt, reply, _ in piece])
         weights = torch.zeros(idx.shape)
-        for j, i in enumerate(rows):
-            prompt, reply, w = demos[i]
-            weights[j, len(prompt):len(prompt) + len(reply)] = torch.tensor(w, dtype=torch.float32)
+        for row, (prompt, reply, w) in zip(weights, piece):
+            row[len(prompt):len(prompt) + len(reply)] = torch.tensor(w, dtype=torch.float32)
         batches.append((idx.to(cfg.device), weights.to(cfg.device), norm))
     return batches
 
@@ -484,7 +501,8 @@ def base_key(cfg):
             s.parse_answer, s.propose_prompt, s.random_op, s.random_program, s.random_value, s.read_trace, s.sample,
             s.search, s.sections, s.solve_prompt, s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced,
             s.wrong_candidates, network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network._tokenizer,
-            network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, demo_batches, demo_loss,
+            network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, buckets, deal,
+            demo_batches, demo_loss,
             e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k, e.people_suite)
     text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN.pattern, network.PIECES,
@@ -530,16 +548,15 @@ def train_base(cfg, model, ex, banned, out, part):
     for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
                      disable=None):
         if step % chunk == 0 or step == first:
-            # read twice, in another order, because drawing takes time; drawn in the foreground: a thread of pure
-            # Python fights the learners for the interpreter lock and wins nothing
+            # read twice, dealt anew, because drawing takes time; drawn in the foreground: a thread of pure Python
+            # fights the learners for the interpreter lock and wins nothing
             rng = random.Random(f"{cfg.seed}/demo/{step // chunk}")
             demos, refused = selfplay.demonstrations(ex, rng, chunk // 2 * cfg.warmup_batch, cfg, banned)
-            demos, hits = demos + rng.sample(demos, len(demos)), hits + refused
-        mine = [d for d in demos[step % chunk * cfg.warmup_batch:][:cfg.warmup_batch]
-                if len(d[0]) + len(d[1]) <= cfg.block_size]
-        if not mine:
+            demos, hits = [d for d in demos if len(d[0]) + len(d[1]) <= cfg.block_size], hits + refused
+            dealt = deal(demos, cfg, chunk // 2, rng) + deal(demos, cfg, chunk // 2, rng)
+        batches = demo_batches(dealt[step % chunk], cfg)
+        if not batches:                               # nothing that fits block_size was dealt to this step
             continue
-        batches = demo_batches(mine, cfg)
         tokens += sum(idx.numel() for idx, _, _ in batches)
         stats = accumulate(model, batches, demo_loss, cfg.dtype)
         progress = step / cfg.warmup_steps            # short rise, plateau, then down to a twentieth
@@ -717,7 +734,7 @@ def rollout_batches(rollouts, adv, cfg, longest=SHARED):
     norm = sum(len(r.reply) for r in rollouts) if cfg.average == "token" else len(rollouts)
     rows, batches = shared_rows(rollouts, longest), []
     lengths = [len(rollouts[row[0]].prompt) + sum(len(rollouts[i].reply) for i in row) for row in rows]
-    for part in buckets(lengths, budget(cfg, lengths)):
+    for part in buckets(lengths, micro_batches(cfg, sum(lengths))):
         mine = [i for k in part for i in rows[k]]
         idx = pad_rows([rollouts[rows[k][0]].prompt + sum((rollouts[i].reply for i in rows[k]), []) for k in part])
         position, previous, branch = torch.zeros(3, *idx.shape, dtype=torch.long)
@@ -1055,9 +1072,8 @@ def imitate(cfg, model, optimizers, demos, rng):
     cost what one rollout does."""
     total = Counter()
     mine = selfplay.sample(demos, 3 * cfg.tasks * len(KINDS) * cfg.tries, rng)
-    size = -(-len(mine) // cfg.minibatches)
-    for at in range(0, len(mine), size):
-        update(cfg, model, optimizers, demo_batches(mine[at:at + size], cfg), demo_loss, total)
+    for pieces in deal(mine, cfg, cfg.minibatches, rng):
+        update(cfg, model, optimizers, demo_batches(pieces, cfg), demo_loss, total)
     return total
 
 
