@@ -1169,10 +1169,12 @@ def qwen3_twin(model):
     for i, b in enumerate(model.blocks):
         kv = c.n_kv_head * c.head_dim
         q, k, v = b.qkv.weight.split([c.n_head * c.head_dim, kv, kv])
+        q, k, q_norm, k_norm = (w.unflatten(0, (-1, c.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)  # its channel
+                                for w in (q, k, b.q_norm.weight, b.k_norm.weight))         # pairs: (i, i + hd / 2)
         gate, up = b.gate_up.weight.chunk(2)
         weights.update({f"model.layers.{i}.{name}": w for name, w in {
             "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": b.proj.weight,
-            "self_attn.q_norm": b.q_norm.weight, "self_attn.k_norm": b.k_norm.weight, "mlp.gate_proj": gate,
+            "self_attn.q_norm": q_norm, "self_attn.k_norm": k_norm, "mlp.gate_proj": gate,
             "mlp.up_proj": up, "mlp.down_proj": b.down.weight, "input_layernorm": b.norm1.weight,
             "post_attention_layernorm": b.norm2.weight}.items()})
     twin.load_state_dict({f"{name}.weight": w.detach().clone() for name, w in weights.items()})

@@ -678,6 +678,13 @@ class TestLearning(unittest.TestCase):
         self.assertEqual(idx[tree[2] > 0].tolist(), [3, END])
         self.assertEqual((norm, mask.sum().item()), (2, 2))
 
+    def test_norm_and_its_gradient(self):
+        """The normalisation whose gradient is written by hand is torch's, forwards and backwards."""
+        x, w = torch.randn(3, 2, 8).double().requires_grad_(), torch.randn(8).double().requires_grad_()
+        self.assertTrue(torch.autograd.gradcheck(lambda x, w: network.RMSNormGrad.apply(x, w, 1e-2), (x, w)))
+        gap = network.RMSNormGrad.apply(x, w, 1e-6) - torch.nn.functional.rms_norm(x, (8,), w, 1e-6)
+        self.assertLess(gap.abs().max().item(), 1e-9)
+
     def test_micro_batches_and_threads_give_one_gradient(self):
         """The gradient does not depend on how rollouts are packed or on the number of threads, beyond rounding."""
         model, grads = small_model(FRESH), []
@@ -685,10 +692,39 @@ class TestLearning(unittest.TestCase):
         demos = [d for d in demos if len(d[0]) + len(d[1]) <= 96]
         for budget, threads in ((100_000, 1), (200, 1), (200, 2)):
             cfg, network.THREADS = train.Config(device="cpu", micro_tokens=budget), threads
-            train.accumulate(model, train.demo_batches(demos, cfg), train.demo_loss, "float32")
+            pieces, = train.deal(demos, cfg, 1, random.Random(FRESH))
+            train.accumulate(model, train.demo_batches(pieces, cfg), train.demo_loss, "float32")
             grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         for g in grads[1:]:
             self.assertLess((g - grads[0]).abs().max().item(), 1e-4 * grads[0].abs().max().item() + 1e-6)
+
+    def test_buckets_are_even(self):
+        """Micro-batches hold each row once, are no more than asked for, and a smaller largest one would need more."""
+        rng = random.Random(FRESH)
+        for count in (1, 2, 7, 24):
+            lengths = [rng.randint(1, 300) for _ in range(rng.randint(1, 60))]
+            parts = train.buckets(lengths, count)
+            width = {i: -(-n // 8) * 8 for i, n in enumerate(lengths)}
+            self.assertEqual(sorted(sum(parts, [])), list(range(len(lengths))))
+            self.assertLessEqual(len(parts), count)
+            largest, needed, size = max(max(width[i] for i in p) * len(p) for p in parts), 0, 0
+            for i in sorted(width, key=width.get):        # parts of less than the largest: how many would it take?
+                size += 1
+                if not needed or width[i] * size >= largest:
+                    needed, size = needed + 1, 1
+            self.assertTrue(needed > count or largest <= max(width.values()) or len(parts) == len(lengths))
+        self.assertEqual(train.buckets([], 4), [])
+
+    def test_deal(self):
+        """Each update of the warm-up gets each class of length, each demonstration is dealt once, little is padded."""
+        rng, cfg = random.Random(FRESH), train.Config(device="cpu", micro_tokens=3072)
+        demos = [([1] * rng.randint(5, 60), [2] * n, [1] * n) for n in rng.choices(range(1, 100), k=500)]
+        dealt = train.deal(demos, cfg, 10, rng)
+        self.assertEqual(sorted(map(id, sum(sum(dealt, []), []))), sorted(map(id, demos)))
+        tokens = [sum(len(p) + len(r) for piece in pieces for p, r, _ in piece) for pieces in dealt]
+        padded = sum(b[0].numel() for pieces in dealt for b in train.demo_batches(pieces, cfg))
+        self.assertLess(max(tokens), 1.6 * min(tokens))
+        self.assertLess(padded, 1.25 * sum(tokens))
 
     @classmethod
     def setUpClass(cls):
@@ -722,7 +758,7 @@ class TestLearning(unittest.TestCase):
         opts = train.make_optimizers(model, True, 0.02, 0.01)
         for _ in range(60):
             loss = sum(s["loss"] for s in train.accumulate(
-                model, train.demo_batches(demos, cfg), train.demo_loss, "float32"))
+                model, train.demo_batches([demos], cfg), train.demo_loss, "float32"))
             for o in opts:
                 o.step()
         self.assertLess(loss.item(), 0.1)

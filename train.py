@@ -500,9 +500,9 @@ def base_key(cfg):
             s.hidden_agree, s.induction_try, s.is_banned, s.join_program, s.judge_answers, s.make_tasks, s.near_miss,
             s.parse_answer, s.propose_prompt, s.random_op, s.random_program, s.random_value, s.read_trace, s.sample,
             s.search, s.sections, s.solve_prompt, s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced,
-            s.wrong_candidates, network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network._tokenizer,
-            network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, buckets, deal,
-            demo_batches, demo_loss,
+            s.wrong_candidates, network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network.RMSNormGrad,
+            network._tokenizer, network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, deal,
+            buckets, demo_batches, demo_loss,
             e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k, e.people_suite)
     text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN.pattern, network.PIECES,
