@@ -1313,7 +1313,7 @@ def bench(folder, unsafe):
         p = executor.bench(unsafe=unsafe)
     except RuntimeError as e:
         fail(e)
-    train.tune_allocator()
+    train.tune_cpu()
     cores = os.cpu_count() or 1
     cfg, _ = train.parse(["--preset", "cpu", "--device", "cpu"])
     torch.manual_seed(0)

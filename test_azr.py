@@ -692,8 +692,7 @@ class TestLearning(unittest.TestCase):
         demos = [d for d in demos if len(d[0]) + len(d[1]) <= 96]
         for budget, threads in ((100_000, 1), (200, 1), (200, 2)):
             cfg, network.THREADS = train.Config(device="cpu", micro_tokens=budget), threads
-            pieces, = train.deal(demos, cfg, 1, random.Random(FRESH))
-            train.accumulate(model, train.demo_batches(pieces, cfg), train.demo_loss, "float32")
+            train.accumulate(model, train.demo_batches(demos, cfg), train.demo_loss, "float32")
             grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         for g in grads[1:]:
             self.assertLess((g - grads[0]).abs().max().item(), 1e-4 * grads[0].abs().max().item() + 1e-6)
@@ -714,17 +713,6 @@ class TestLearning(unittest.TestCase):
                     needed, size = needed + 1, 1
             self.assertTrue(needed > count or largest <= max(width.values()) or len(parts) == len(lengths))
         self.assertEqual(train.buckets([], 4), [])
-
-    def test_deal(self):
-        """Each update of the warm-up gets each class of length, each demonstration is dealt once, little is padded."""
-        rng, cfg = random.Random(FRESH), train.Config(device="cpu", micro_tokens=3072)
-        demos = [([1] * rng.randint(5, 60), [2] * n, [1] * n) for n in rng.choices(range(1, 100), k=500)]
-        dealt = train.deal(demos, cfg, 10, rng)
-        self.assertEqual(sorted(map(id, sum(sum(dealt, []), []))), sorted(map(id, demos)))
-        tokens = [sum(len(p) + len(r) for piece in pieces for p, r, _ in piece) for pieces in dealt]
-        padded = sum(b[0].numel() for pieces in dealt for b in train.demo_batches(pieces, cfg))
-        self.assertLess(max(tokens), 1.6 * min(tokens))
-        self.assertLess(padded, 1.25 * sum(tokens))
 
     @classmethod
     def setUpClass(cls):
@@ -758,7 +746,7 @@ class TestLearning(unittest.TestCase):
         opts = train.make_optimizers(model, True, 0.02, 0.01)
         for _ in range(60):
             loss = sum(s["loss"] for s in train.accumulate(
-                model, train.demo_batches([demos], cfg), train.demo_loss, "float32"))
+                model, train.demo_batches(demos, cfg), train.demo_loss, "float32"))
             for o in opts:
                 o.step()
         self.assertLess(loss.item(), 0.1)

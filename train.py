@@ -370,9 +370,12 @@ def on_signal(number, frame):
 # Learning machinery shared by warm-up and self-play
 
 
-def tune_allocator():
+def tune_cpu():
     """On Linux glibc hands large blocks back to the kernel after every step and faults them in again: 10.6k tokens/s
-    against 39.8k with these three settings (a training loop over varying lengths on 2 cores)."""
+    against 39.8k with these three settings (a training loop over varying lengths on 2 cores). And oneDNN, which has the
+    matrix products, compiles one for each shape and keeps 1,024: we have more (a step of the warm-up takes 1.2 times
+    as long). It reads the setting at its first product."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
@@ -419,9 +422,11 @@ def buckets(lengths, count):
 
 
 def micro_batches(cfg, tokens):
-    """How many micro-batches for so many tokens: of about cfg.micro_tokens at the most, as many for each thread."""
-    threads = network.THREADS if cfg.device == "cpu" else 1
-    return threads * max(1, math.ceil(tokens / threads / cfg.micro_tokens))
+    """How many micro-batches for so many tokens: each of about cfg.micro_tokens at the most; on a CPU as many for each
+    thread, and two or more, for in one the longest row would be everyone's padding."""
+    if cfg.device == "cuda":
+        return math.ceil(tokens / cfg.micro_tokens)
+    return network.THREADS * max(2, math.ceil(tokens / network.THREADS / cfg.micro_tokens))
 
 
 def accumulate(model, batches, loss_fn, dtype):
@@ -459,27 +464,16 @@ def accumulate(model, batches, loss_fn, dtype):
 # Warm-up
 
 
-def deal(demos, cfg, steps, rng):
-    """Demonstrations, dealt to `steps` updates as micro-batches of like length: [[[demo]]]. Each update gets one of
-    each class of length, as a random draw would on average, and hardly any padding."""
-    demos = rng.sample(demos, len(demos))
+def demo_batches(demos, cfg):
+    """[(idx (B, T), weights (B, T), norm)] of demonstrations; norm makes the micro-batches' sums a weighted mean."""
+    norm, batches = sum(sum(w) for _, _, w in demos), []
     lengths = [len(prompt) + len(reply) for prompt, reply, _ in demos]
-    pieces = buckets(lengths, steps * micro_batches(cfg, sum(lengths) / steps))
-    dealt = [[] for _ in range(steps)]
-    for at in range(0, len(pieces), steps):
-        for mine, piece in zip(rng.sample(dealt, steps), pieces[at:at + steps]):
-            mine.append([demos[i] for i in piece])
-    return dealt
-
-
-def demo_batches(pieces, cfg):
-    """[(idx (B, T), weights (B, T), norm)] of an update's micro-batches; norm makes their sums a weighted mean."""
-    norm, batches = sum(sum(w) for piece in pieces for _, _, w in piece), []
-    for piece in pieces:
-        idx = pad_rows([prompt + reply for prompt, reply, _ in piece])
+    for rows in buckets(lengths, micro_batches(cfg, sum(lengths))):
+        idx = pad_rows([demos[i][0] + demos[i][1] for i in rows])
         weights = torch.zeros(idx.shape)
-        for row, (prompt, reply, w) in zip(weights, piece):
-            row[len(prompt):len(prompt) + len(reply)] = torch.tensor(w, dtype=torch.float32)
+        for j, i in enumerate(rows):
+            prompt, reply, w = demos[i]
+            weights[j, len(prompt):len(prompt) + len(reply)] = torch.tensor(w, dtype=torch.float32)
         batches.append((idx.to(cfg.device), weights.to(cfg.device), norm))
     return batches
 
@@ -501,8 +495,8 @@ def base_key(cfg):
             s.parse_answer, s.propose_prompt, s.random_op, s.random_program, s.random_value, s.read_trace, s.sample,
             s.search, s.sections, s.solve_prompt, s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced,
             s.wrong_candidates, network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network.RMSNormGrad,
-            network._tokenizer, network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, deal,
-            buckets, demo_batches, demo_loss,
+            network._tokenizer, network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base,
+            demo_batches, demo_loss,
             e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k, e.people_suite)
     text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN.pattern, network.PIECES,
@@ -548,15 +542,16 @@ def train_base(cfg, model, ex, banned, out, part):
     for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
                      disable=None):
         if step % chunk == 0 or step == first:
-            # read twice, dealt anew, because drawing takes time; drawn in the foreground: a thread of pure Python
-            # fights the learners for the interpreter lock and wins nothing
+            # read twice, in another order, because drawing takes time; drawn in the foreground: a thread of pure
+            # Python fights the learners for the interpreter lock and wins nothing
             rng = random.Random(f"{cfg.seed}/demo/{step // chunk}")
             demos, refused = selfplay.demonstrations(ex, rng, chunk // 2 * cfg.warmup_batch, cfg, banned)
-            demos, hits = [d for d in demos if len(d[0]) + len(d[1]) <= cfg.block_size], hits + refused
-            dealt = deal(demos, cfg, chunk // 2, rng) + deal(demos, cfg, chunk // 2, rng)
-        batches = demo_batches(dealt[step % chunk], cfg)
-        if not batches:                               # nothing that fits block_size was dealt to this step
+            demos, hits = demos + rng.sample(demos, len(demos)), hits + refused
+        mine = [d for d in demos[step % chunk * cfg.warmup_batch:][:cfg.warmup_batch]
+                if len(d[0]) + len(d[1]) <= cfg.block_size]
+        if not mine:
             continue
+        batches = demo_batches(mine, cfg)
         tokens += sum(idx.numel() for idx, _, _ in batches)
         stats = accumulate(model, batches, demo_loss, cfg.dtype)
         progress = step / cfg.warmup_steps            # short rise, plateau, then down to a twentieth
@@ -1072,14 +1067,15 @@ def imitate(cfg, model, optimizers, demos, rng):
     cost what one rollout does."""
     total = Counter()
     mine = selfplay.sample(demos, 3 * cfg.tasks * len(KINDS) * cfg.tries, rng)
-    for pieces in deal(mine, cfg, cfg.minibatches, rng):
-        update(cfg, model, optimizers, demo_batches(pieces, cfg), demo_loss, total)
+    size = -(-len(mine) // cfg.minibatches)
+    for at in range(0, len(mine), size):
+        update(cfg, model, optimizers, demo_batches(mine[at:at + size], cfg), demo_loss, total)
     return total
 
 
 def run(cfg, out):
     """One whole run in the folder `out`."""
-    tune_allocator()
+    tune_cpu()
     torch.set_num_threads(1)                          # on a CPU our own threads each run whole chunks
     if cfg.device == "cuda":
         torch.set_float32_matmul_precision("high")   # TF32; eval.py does the same
