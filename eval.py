@@ -505,6 +505,9 @@ def read_metrics(folder):
     return [r for r in records if isinstance(r, dict)]
 
 
+VERSION = 2  # of checkpoints. 1 paired other channels in rotary positions, so its weights would mean something else
+
+
 def load(path, wanted):
     """A checkpoint, read without executing anything in it (weights_only) and checked for its keys and version."""
     try:
@@ -516,8 +519,8 @@ def load(path, wanted):
         fail(f"{path} does not exist: wait for the first checkpoint, or give another folder")
     except Exception as error:  # torch raises many kinds for a damaged or foreign file; all mean the same to the user
         fail(f"{path} is no readable checkpoint ({type(error).__name__}): give a run's folder, or delete the file")
-    if not isinstance(data, dict) or data.get("version") != 1 or not set(wanted) <= set(data):
-        fail(f"{path} is not a nanoAZR checkpoint of version 1: give a run's folder, or delete the file")
+    if not isinstance(data, dict) or data.get("version") != VERSION or not set(wanted) <= set(data):
+        fail(f"{path} is not a nanoAZR checkpoint of version {VERSION}: give a run's folder, or delete the file")
     return data
 
 

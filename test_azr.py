@@ -1958,7 +1958,7 @@ def tiny_gpt(seed=0, **more):
 def save_run(folder, config=None, **changes):
     """A run's folder as train.py leaves it, with a tiny untrained model."""
     model = tiny_gpt()
-    data = {"version": 1, "config": CONFIG, "gpt": asdict(model.config), "model": model.state_dict(),
+    data = {"version": evaluation.VERSION, "config": CONFIG, "gpt": asdict(model.config), "model": model.state_dict(),
             "base": tiny_gpt(1).state_dict(), "step": 3, **changes}
     with open(os.path.join(folder, "config.json"), "w") as f:
         json.dump(CONFIG if config is None else config, f)
@@ -2332,7 +2332,7 @@ class TestLoading(unittest.TestCase):
         state = tiny_gpt().state_dict()
         gpt = asdict(tiny_gpt().config)
         name = "blocks.0.qkv.weight"
-        for change in ({"version": 2}, {"model": None}, {"model": {}}, {"gpt": None}, {"gpt": {}}, {"gpt": [1]},
+        for change in ({"version": 1}, {"model": None}, {"model": {}}, {"gpt": None}, {"gpt": {}}, {"gpt": [1]},
                        {"gpt": {**gpt, "n_layer": 10 ** 9}}, {"gpt": {**gpt, "n_layer": 60_000}},
                        {"gpt": {**gpt, "n_embd": 65536}}, {"gpt": {**gpt, "n_head": 0}},
                        {"gpt": {**gpt, "n_kv_head": 3}}, {"gpt": {**gpt, "norm_eps": float("inf")}},
@@ -2346,7 +2346,7 @@ class TestLoading(unittest.TestCase):
             self.refused()
         torch.save([1, 2], self.file)
         self.refused()
-        torch.save({"version": 1, "model": Bomb()}, self.file)
+        torch.save({"version": evaluation.VERSION, "model": Bomb()}, self.file)
         self.refused()
         self.assertFalse(os.path.exists(mark))
 

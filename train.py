@@ -53,7 +53,7 @@ from tqdm import tqdm
 import eval as evaluation
 import model as network
 import selfplay
-from eval import fail, load, save
+from eval import VERSION, fail, load, save
 from executor import Executor
 from model import GPT, GPTConfig, decode, generate, logprobs, pad_rows
 from selfplay import KINDS, Rollout, Task
@@ -519,7 +519,7 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
     minutes, start = train_base(cfg, model, ex, banned, out, part) / 60, time.time()
     measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples)
     print(f"held-out suite: {sum(map(len, suite.values()))} tasks, {time.time() - start:.0f} s")
-    save(path, {"version": 1, "model": model.state_dict(), "measured": measured, "minutes": minutes})
+    save(path, {"version": VERSION, "model": model.state_dict(), "measured": measured, "minutes": minutes})
     if os.path.exists(part):
         os.remove(part)
     return measured, minutes
@@ -569,7 +569,7 @@ def train_base(cfg, model, ex, banned, out, part):
                 tqdm.write(f"warm-up {step + 1:5d}/{cfg.warmup_steps} | loss {loss:.3f} | "
                            f"{tokens / (time.time() - start):,.0f} tokens/s | {seconds / 60:.1f} min")
         if step % (5 * chunk) == 5 * chunk - 1 or STOP["signal"]:
-            save(part, {"version": 1, "model": model.state_dict(), "step": step + 1, "seconds": seconds,
+            save(part, {"version": VERSION, "model": model.state_dict(), "step": step + 1, "seconds": seconds,
                         "optimizers": [o.state_dict() for o in optimizers]})
         if STOP["signal"]:
             leave(out)
@@ -910,7 +910,7 @@ def shown_tasks(proposals, solves):
 
 def checkpoint(cfg, out, model, base, optimizers, game, step, minutes):
     save(os.path.join(out, "ckpt.pt"), {
-        "version": 1, "gpt": asdict(model.config), "model": model.state_dict(), "base": base,
+        "version": VERSION, "gpt": asdict(model.config), "model": model.state_dict(), "base": base,
         "optimizers": [o.state_dict() for o in optimizers], "step": step, "minutes": minutes,
         "game": {"buffers": {k: [asdict(t) for t in b] for k, b in game.buffers.items()},
                  "known": sorted(game.known), "rollouts": game.rollouts, "held_out": game.held_out,
