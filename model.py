@@ -9,8 +9,8 @@ learning speed, and nearly half of a step is spent here. Beside each fast path s
 Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM, flash-attention):
 1) The network is tiny and starts from random weights; train.py warms it up on generated programs (its "pretraining").
    The block is the one of published decoders (RMSNorm, rotary positions, grouped keys, QK norm, gated MLP, as in
-   Qwen3), with head_dim and the MLP width as separate fields, so that such weights could be loaded by
-   renaming and joining (eval.qwen3_twin, read from right to left).
+   Qwen3), with head_dim and the MLP width as separate fields, so that such weights could be loaded by renaming, joining
+   and, for the rotary pairs, reordering (eval.qwen3_twin, read from right to left).
 2) The vocabulary is ours: 256 bytes, then Python pieces, then role tokens. tiktoken does the splitting, nothing is
    downloaded. With 50k tokens the head and the embedding would be 24 times larger than all layers together.
 3) Two additions of a few numbers each, both without effect at first: `smear` lets an embedding carry a share of the
@@ -149,11 +149,11 @@ class RMSNormGrad(torch.autograd.Function):
         return n * w
 
     @staticmethod
-    def backward(ctx, out):
+    def backward(ctx, grad):
         n, r, w = ctx.saved_tensors
-        product = out * n
-        grad = torch.addcmul(out * w, n, (product @ w)[..., None], value=-1 / n.shape[-1]) * r
-        return grad, product.flatten(0, -2).sum(0), None
+        dot = grad * n
+        dx = torch.addcmul(grad * w, n, (dot @ w)[..., None], value=-1 / n.shape[-1]) * r
+        return dx, dot.flatten(0, -2).sum(0), None
 
 
 class RMSNorm(nn.RMSNorm):
@@ -168,7 +168,7 @@ class RMSNorm(nn.RMSNorm):
 def rotate(x, turn):
     """Rotary positions: channels (2i, 2i + 1) of x (..., hd) are a complex number, turned by an angle that grows with
     the position. turn (..., hd / 2), complex. (Qwen3 pairs i with i + hd / 2: the same in another order.)"""
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * turn).flatten(-2)
 
 
 class Block(nn.Module):

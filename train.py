@@ -133,7 +133,7 @@ class Config:
     epochs: int = 1
     clip: float = 0.2
     grad_clip: float = 1.0
-    micro_tokens: int = 0         # padded tokens a micro-batch; 0: 3072 on a CPU (fits its cache), 12288 on CUDA
+    micro_tokens: int = 0         # tokens a micro-batch, about; 0: 3072 on a CPU (fits its cache), 12288 on CUDA
     # --- measuring
     suite_n: int = 150            # held-out tasks a kind and depth
     samples: int = 16             # samples a task for pass@k
