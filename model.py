@@ -484,7 +484,7 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static
         over = ((z.ids[:, :max_new] == stop).any(1) | (z.t >= max_new)).cpu() & (row >= 0)   # on CUDA a sync point
         place = over.nonzero()[:, 0]
         ids[row[place]], lps[row[place]] = z.ids[place, :max_new].cpu(), z.lps[place, :max_new].cpu()
-        row[place] = -1
+        row[place], z.t[place.to(device)] = -1, 1                 # an idle place must not make the cache grow
         free = (row < 0).nonzero()[:, 0]
         new = torch.arange(waiting, min(N, waiting + len(free)))
         waiting += len(new)
@@ -500,8 +500,8 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static
             z.ids[place, 0], z.u[place, :max_new] = token, u[new]
         elif len(free) == len(row):
             return ids, lps
-        elif not static and len(free) > 0.15 * len(row):
-            stay = (row >= 0).nonzero()[:, 0]
+        elif not static and len(free) > 0.15 * len(row):          # of few different sizes: for each oneDNN compiles its
+            stay = (row < 0).int().argsort(stable=True)[:-(-(len(row) - len(free)) // 16) * 16]  # products anew
             row, z.cache = row[stay], z.cache[:, :, stay]
             for name in ("token", "before", "lens", "t", "u", "ids", "lps"):
                 setattr(z, name, getattr(z, name)[stay])
