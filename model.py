@@ -294,8 +294,10 @@ def logprobs(model, idx, mask, tree=None):
     false (nothing predicts the first token). Also returns the entropy (M,) of each prediction, detached. tree: see
     GPT.forward."""
     row, t = mask.nonzero(as_tuple=True)
-    select = row, t - 1 if tree is None else tree[1][mask]         # token t is predicted at t - 1, or where tree says
-    logp = F.log_softmax(model(idx, select, tree=tree).float(), -1)
+    before = t - 1 if tree is None else tree[1][mask]              # token t is predicted at t - 1, or where tree says
+    spare = 0, -len(row) % 64                                      # few different M: see train.tune_cpu
+    logits = model(idx, (F.pad(row, spare), F.pad(before, spare)), tree=tree)[:len(row)]
+    logp = F.log_softmax(logits.float(), -1)
     entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
     return logp.gather(-1, idx[mask][:, None])[:, 0], entropy
 
@@ -436,8 +438,9 @@ def _prefill(model, prompts, rows=64):
     device = next(model.parameters()).device
     lens = torch.tensor([len(p) for p in prompts], device=device)
     parts, outs, P = [], [], int(lens.max())
+    multiple = 8 if -(-P // 8) * 8 <= model.config.block_size else 1              # 8: of few shapes
     for i in range(0, len(prompts), rows):
-        idx, cache = pad_rows(prompts[i:i + rows], 1, device), []
+        idx, cache = pad_rows(prompts[i:i + rows], multiple, device), []
         outs.append(model(idx, (torch.arange(len(idx), device=device), lens[i:i + rows] - 1), cache))
         parts.append(F.pad(torch.stack([torch.stack(pair) for pair in cache]), (0, 0, 0, P - idx.shape[1])))
     return torch.cat(parts, 2), lens, torch.cat(outs)

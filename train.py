@@ -373,8 +373,8 @@ def on_signal(number, frame):
 def tune_cpu():
     """On Linux glibc hands large blocks back to the kernel after every step and faults them in again: 10.6k tokens/s
     against 39.8k with these three settings (a training loop over varying lengths on 2 cores). And oneDNN, which has the
-    matrix products, compiles one for each shape and keeps 1,024: we have more (a step of the warm-up takes 1.2 times
-    as long). It reads the setting at its first product."""
+    matrix products, compiles one for each shape and keeps 1,024, fewer than we have. It reads the setting at its first
+    product."""
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
