@@ -833,6 +833,7 @@ class TestTrain(unittest.TestCase):
                      (["--kinds", "deduction,poetry"], "induction"), (["--lr", "nan"], "finite"),
                      (["--learner", "supervised"], "fixed"), (["--out", f"{tmp}/full"], "not empty"),
                      (["--resume", f"{tmp}/none"], "no run to resume"), (["--max_new", "400"], "block_size"),
+                     (["--block_size", "365"], "multiple of 8"),
                      (["--tasks", "20"], "lower it, or raise --tasks"), (["--lr", "-1"], "0 or above"),
                      (["--learn_tries", "9"], "more than --tries"), (["--resume_", "x"], "unknown flag"),
                      (["--seed", "9" * 20], "2 ** 63"), (["--adam_eps", "0"], "above 0"),

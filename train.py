@@ -273,6 +273,8 @@ def check(cfg):
         fail("--advantage group compares the tries of a task: with --learn_tries 1 there is nothing to compare")
     if kinds == ["induction"] and cfg.proposer in ("train", "frozen"):
         fail("--kinds induction: its proposer describes programs of the other kinds: add one, or --proposer random")
+    if cfg.block_size % 8:
+        fail(f"--block_size must be a multiple of 8, as rows are padded to one, not {cfg.block_size}")
     if max(cfg.max_new, PROPOSAL + 28) + 100 > cfg.block_size:
         fail(f"--block_size {cfg.block_size}: must be at least 100 tokens more than --max_new {cfg.max_new}, for the "
              f"prompt, and at least {PROPOSAL + 128}, for a proposal")
