@@ -438,9 +438,8 @@ def _prefill(model, prompts, rows=64):
     device = next(model.parameters()).device
     lens = torch.tensor([len(p) for p in prompts], device=device)
     parts, outs, P = [], [], int(lens.max())
-    multiple = 8 if -(-P // 8) * 8 <= model.config.block_size else 1              # 8: of few shapes
     for i in range(0, len(prompts), rows):
-        idx, cache = pad_rows(prompts[i:i + rows], multiple, device), []
+        idx, cache = pad_rows(prompts[i:i + rows], device=device)[:, :model.config.block_size], []
         outs.append(model(idx, (torch.arange(len(idx), device=device), lens[i:i + rows] - 1), cache))
         parts.append(F.pad(torch.stack([torch.stack(pair) for pair in cache]), (0, 0, 0, P - idx.shape[1])))
     return torch.cat(parts, 2), lens, torch.cat(outs)
@@ -503,8 +502,9 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, static
             z.ids[place, 0], z.u[place, :max_new] = token, u[new]
         elif len(free) == len(row):
             return ids, lps
-        elif not static and len(free) > 0.15 * len(row):          # of few different sizes: for each oneDNN compiles its
-            stay = (row < 0).int().argsort(stable=True)[:-(-(len(row) - len(free)) // 16) * 16]  # products anew
+        elif not static and len(free) > max(15, 0.15 * len(row)):
+            keep = -(-(len(row) - len(free)) // 16) * 16          # of few sizes: oneDNN compiles products for each
+            stay = (row < 0).int().argsort(stable=True)[:keep]    # the busy places first
             row, z.cache = row[stay], z.cache[:, :, stay]
             for name in ("token", "before", "lens", "t", "u", "ids", "lps"):
                 setattr(z, name, getattr(z, name)[stay])
