@@ -38,6 +38,7 @@ import timeit
 import zipfile
 from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -1242,6 +1243,9 @@ def learning_step(model, cfg, rollouts, dtype, longest):
             sum(int(b[0].ne(PAD).sum()) for b in batches))
 
 
+TRACED = "+ no Python within a step"
+
+
 def bench_ladders(model, cfg, prompts):
     """(sampling, learning): [(rung, tokens/s)], each rung the one before and one idea; and the share of tokens that
     sharing prompts saves. Learning counts a try's tokens with its prompt, whether it shares that or not."""
@@ -1250,11 +1254,15 @@ def bench_ladders(model, cfg, prompts):
     many, apart = GPT(replace(model.config, n_kv_head=cfg.n_head)), [p for p in prompts for _ in range(8)]
     naive = seconds(lambda: generate_naive(model, prompts[:4], STEPS, stop=-1), 1, cores)
     sampling = [("sampling: no cache, a row at a time", 4 * STEPS / naive)]
+    trace = network._trace
     for name, net, asked, tries, dtype, n in (
             ("+ a cache, 384 rows a step", many, apart, 1, "float32", 1),
             ("+ tries of a task share its prompt", many, prompts, 8, "float32", 1),
             ("+ one key and value head", model, prompts, 8, "float32", 1),
-            (mixed, model, prompts, 8, cfg.dtype, 1), ("+ a thread a core", model, prompts, 8, cfg.dtype, threads)):
+            (mixed, model, prompts, 8, cfg.dtype, 1), ("+ a thread a core", model, prompts, 8, cfg.dtype, threads),
+            (TRACED, model, prompts, 8, cfg.dtype, threads)):
+        network._trace = trace if name == TRACED else \
+            lambda net, dtype, longest, heat: partial(network._advance, net, None, longest, heat)
         spent = seconds(lambda: generate(net, asked, STEPS, tries=tries, stop=-1, threads=n, dtype=dtype), 2)
         sampling.append((name, len(apart) * STEPS / spent))
     rollouts = made_up_rollouts(prompts, random.Random(1))

@@ -149,7 +149,7 @@ class TestSampler(unittest.TestCase):
                 prompts = [[7] * before + p for p in random_prompts(n, n)]
                 u = network.uniforms(2 * n, longest, n)
                 want, logps = generate_naive(model, prompts, longest, tries=2, seed=n)
-                ids, lps = network._decode(model, prompts, longest, 1.0, 2, u, END, places, static=True)
+                ids, lps = network._decode(model, prompts, longest, 1.0, 2, u, END, places)
                 for row, lp, full, full_lp in zip(want, logps, ids.tolist(), lps.tolist()):
                     self.assertEqual(row, full[:len(row)])
                     self.assertLess(max(abs(a - b) for a, b in zip(lp, full_lp)), 1e-3)
@@ -161,7 +161,7 @@ class TestSampler(unittest.TestCase):
         model, prompts = small_model(9), random_prompts(6, 9)
         want = generate_naive(model, prompts, 20, tries=2, seed=9)[0]
         with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()) as said:
-            ids, _ = network._decode(model, prompts, 20, 1.0, 2, network.uniforms(12, 20, 9), END, 8, static=True)
+            ids, _ = network._decode(model, prompts, 20, 1.0, 2, network.uniforms(12, 20, 9), END, 8)
         self.assertEqual([row[:len(w)] for row, w in zip(ids.tolist(), want)], want)
         if not torch.cuda.is_available():
             self.assertIn("decoding eagerly", said.getvalue())
@@ -192,14 +192,41 @@ class TestSampler(unittest.TestCase):
             gap = block.attend_fused(q, k, v, bias) - block.attend(q, k, v, bias)
             self.assertLess(gap.abs().max().item(), 1e-5)
 
+    def test_weights_that_have_changed(self):
+        """The sampler's copy and its traced step follow every weight: after an update none is remembered."""
+        model, prompts = small_model(14), random_prompts(6, 14)
+        for name, p in model.named_parameters():
+            tokens = generate(model, prompts, 20, tries=2, seed=3)
+            with torch.no_grad():
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
+            want = generate_naive(model, prompts, 20, tries=2, seed=3)
+            self.assertNotEqual(tokens, want, f"the test needs a change of {name} to show")
+            self.check_same(want, generate(model, prompts, 20, tries=2, seed=3))
+
     def test_bfloat16_twin(self):
         """Matrices cast once give what autocast gives, casting them for each token; and they follow the weights."""
         model, prompts = small_model(12), random_prompts(4, 12)
         for _ in range(2):
             twin = generate(model, prompts, 20, seed=3, dtype="bfloat16")
-            with unittest.mock.patch.object(network, "_bf16_copy", lambda m: m):
-                self.assertEqual(twin, generate(model, prompts, 20, seed=3, dtype="bfloat16"))
+            plain = copy.deepcopy(model).requires_grad_(False)        # else its step could not be traced
+            with unittest.mock.patch.object(network, "_twin", lambda m, dtype: m):
+                self.assertEqual(twin, generate(plain, prompts, 20, seed=3, dtype="bfloat16"))
             torch.nn.init.normal_(model.blocks[0].down.weight, std=0.2)
+
+    def test_without_a_trace(self):
+        """The traced step is used where it can be; where this torch cannot trace, or its trace goes wrong, the plain
+        step is used, the reason is said, and the tokens are the same."""
+        model, prompts = small_model(13), random_prompts(6, 13)
+        for dtype in ("float32", "bfloat16"):
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                want = generate(model, prompts, 20, tries=2, seed=3, dtype=dtype)
+            self.assertEqual(said.getvalue(), "")
+            for wrong in (unittest.mock.Mock(side_effect=AttributeError("no trace")),
+                          lambda step, *a, **k: lambda cache, *rest: step(cache, *rest)[0].mul_(2)):
+                with unittest.mock.patch.object(torch.jit, "trace", wrong), \
+                        contextlib.redirect_stdout(io.StringIO()) as said:
+                    self.assertEqual(want, generate(copy.deepcopy(model), prompts, 20, tries=2, seed=3, dtype=dtype))
+                self.assertIn("decode step not traced", said.getvalue())
 
     def test_logprobs_equal_training_forward(self):
         """Ratio 1 at the first update: the sampler's log-probs are the training forward's, to 1e-3 in float32; in
