@@ -773,11 +773,14 @@ def update(cfg, model, optimizers, batches, loss_fn, total):
         o.step()
 
 
-@torch.no_grad()
 def log_probs(cfg, model, batches):
     """Of the replies' tokens (M,), computed as in training."""
-    with torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
-        return torch.cat([logprobs(model, idx, tree[2] > 0, tree=tree)[0] for idx, tree, *_ in batches])
+    def work(batch):
+        idx, tree, *_ = batch
+        with torch.no_grad(), torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
+            return logprobs(model, idx, tree[2] > 0, tree=tree)[0]
+    spread = network._pool(network.THREADS).map if cfg.device == "cpu" else map
+    return torch.cat(list(spread(work, batches)))
 
 
 def learn(cfg, model, optimizers, rollouts, adv, rng):
