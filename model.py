@@ -527,12 +527,14 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
             busy = (row >= 0).to(device)
             S = min(c.block_size, -(-int((z.lens + z.t)[busy].max() + ahead) // 64) * 64)
             if (S, max_new, temperature) not in z.graphs:
-                z.graphs[S, max_new, temperature] = _capture(partial(_advance, model, S, max_new, temperature), z)
-            step = z.graphs[S, max_new, temperature]
+                z.graphs[S, max_new, temperature] = _capture(
+                    partial(_advance, model, S, max_new, temperature, *state(z)), z)
+            step, tensors = z.graphs[S, max_new, temperature], ()
         else:
             _widen(z, int((z.lens + z.t).max()) + ahead)
+            tensors = state(z)
         for _ in range(ahead):
-            step(*state(z))
+            step(*tensors)
 
 
 STATE = ("cache", "token", "before", "lens", "t", "ids", "lps", "u")  # of R places, each a row that is being decoded

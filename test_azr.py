@@ -166,6 +166,41 @@ class TestSampler(unittest.TestCase):
         if not torch.cuda.is_available():
             self.assertIn("decoding eagerly", said.getvalue())
 
+    def test_a_captured_graph_is_replayed(self):
+        """What CUDA captures is used: with a stand-in for its graphs, whose replay repeats the call that was recorded,
+        the tokens are the specification's and nothing falls back."""
+        graphs, real = [], network._advance
+
+        class Graph:
+            replays = 0
+
+            def replay(self):
+                self.replays += 1
+                self.call()
+
+        @contextlib.contextmanager
+        def recording(graph, pool):
+            graphs.append(graph)
+            yield
+
+        def advance(*args):
+            if graphs and not hasattr(graphs[-1], "call"):
+                graphs[-1].call = lambda: real(*args)
+            return real(*args)
+        model, prompts, fake = small_model(15), random_prompts(9, 15), unittest.mock.MagicMock()
+        with contextlib.ExitStack() as stack:
+            for name, new in (("Stream", fake), ("current_stream", fake), ("stream", fake), ("CUDAGraph", Graph),
+                              ("graph", recording), ("graph_pool_handle", fake)):
+                stack.enter_context(unittest.mock.patch.object(torch.cuda, name, new))
+            stack.enter_context(unittest.mock.patch.object(network, "_advance", advance))
+            said = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            with torch.inference_mode():
+                ids, _ = network._decode(model, prompts, 30, 1.0, 2, network.uniforms(18, 30, 15), END, 4)
+        self.assertEqual(said.getvalue(), "")
+        self.assertGreater(sum(g.replays for g in graphs), 30)
+        for row, full in zip(generate_naive(model, prompts, 30, tries=2, seed=15)[0], ids.tolist()):
+            self.assertEqual(row, full[:len(row)])
+
     @unittest.skipUnless(torch.cuda.is_available(), "needs a GPU")
     def test_cuda_equals_cpu(self):
         """On a GPU the captured graph gives what the CPU gives, also after the weights have changed."""
