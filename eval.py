@@ -38,7 +38,6 @@ import timeit
 import zipfile
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -1262,7 +1261,7 @@ def bench_ladders(model, cfg, prompts):
             (mixed, model, prompts, 8, cfg.dtype, 1), ("+ a thread a core", model, prompts, 8, cfg.dtype, threads),
             (TRACED, model, prompts, 8, cfg.dtype, threads)):
         network._trace = trace if name == TRACED else \
-            lambda net, dtype, longest, heat: partial(network._advance, net, None, longest, heat)
+            lambda net, dtype, longest, heat: network._Step(net, None, longest, heat)
         spent = seconds(lambda: generate(net, asked, STEPS, tries=tries, stop=-1, threads=n, dtype=dtype), 2)
         sampling.append((name, len(apart) * STEPS / spent))
     rollouts = made_up_rollouts(prompts, random.Random(1))

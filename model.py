@@ -528,7 +528,7 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
             S = min(c.block_size, -(-int((z.lens + z.t)[busy].max() + ahead) // 64) * 64)
             if (S, max_new, temperature) not in z.graphs:
                 z.graphs[S, max_new, temperature] = _capture(
-                    partial(_advance, model, S, max_new, temperature, *state(z)), z)
+                    partial(_Step(model, S, max_new, temperature), *state(z)), z)
             step, tensors = z.graphs[S, max_new, temperature], ()
         else:
             _widen(z, int((z.lens + z.t).max()) + ahead)
@@ -561,33 +561,28 @@ def _widen(z, columns):
         z.cache = F.pad(z.cache, (0, 0, 0, -(-columns // 16) * 16 - z.cache.shape[4]))
 
 
-def _advance(model, S, max_new, temperature, cache, token, before, lens, t, ids, lps, u):
-    """One token more in every place, in place. A row that is over runs on until its place is taken; beyond max_new its
-    tokens fall into a column that is not read."""
-    logits = _step(model, token, before, lens + t - 1, cache, S)
-    new, logp = pick(logits, u.gather(1, t.clamp(max=max_new - 1)[:, None])[:, 0], temperature)
-    before.copy_(token)
-    token.copy_(new)
-    ids.scatter_(1, t[:, None], new[:, None])
-    lps.scatter_(1, t[:, None], logp[:, None])
-    t.add_(1).clamp_(max=max_new)
-    return token
-
-
 class _Step(nn.Module):
-    """_advance as a module, whose trace reads the weights anew each time (a function's would have them as constants,
-    and all that follows from them, such as exp(sharpness), computed once)."""
+    """One token more in every place, in place, by _step. A row that is over runs on until its place is taken; beyond
+    max_new its tokens fall into a column that is not read. A module, since its trace reads the weights at each call: a
+    function's has them as constants, and what follows from them alone, such as exp(sharpness), computed once."""
 
-    def __init__(self, model, max_new, temperature):
+    def __init__(self, model, S, max_new, temperature):
         super().__init__()
-        self.model, self.max_new, self.temperature = model, max_new, temperature
+        self.model, self.S, self.max_new, self.temperature = model, S, max_new, temperature
 
-    def forward(self, *tensors):
-        return _advance(self.model, None, self.max_new, self.temperature, *tensors)
+    def forward(self, cache, token, before, lens, t, ids, lps, u):
+        logits = _step(self.model, token, before, lens + t - 1, cache, self.S)
+        new, logp = pick(logits, u.gather(1, t.clamp(max=self.max_new - 1)[:, None])[:, 0], self.temperature)
+        before.copy_(token)
+        token.copy_(new)
+        ids.scatter_(1, t[:, None], new[:, None])
+        lps.scatter_(1, t[:, None], logp[:, None])
+        t.add_(1).clamp_(max=self.max_new)
+        return token                                              # a trace has to return something
 
 
 def _trace(model, dtype, max_new, temperature):
-    """The CPU's counterpart of a captured graph: _advance as a list of operations that torch runs by itself. Python
+    """The CPU's counterpart of a captured graph: a step as a list of operations that torch runs by itself. Python
     between some 400 small ones costs a third of a step, and as much again on two threads, which wait for each other
     (the interpreter lock). Tried against the plain step on places of other sizes; if they differ, or this torch cannot
     trace (TorchScript is no longer developed), the plain one is returned and the reason printed."""
@@ -595,12 +590,12 @@ def _trace(model, dtype, max_new, temperature):
         z, draw = _places(model.config, R, columns, max_new, getattr(torch, dtype), "cpu"), torch.Generator()
         z.cache.normal_(generator=draw)
         z.token.random_(VOCAB_SIZE, generator=draw)
-        z.lens.random_(1, 9, generator=draw)
+        z.lens.random_(1, 3, generator=draw)
         z.u.uniform_(generator=draw)
         return z
     steps = vars(model).setdefault("steps", {})                   # of this network: they go when it goes
     if (max_new, temperature) not in steps:
-        step = _Step(model, max_new, temperature)
+        step = _Step(model, None, max_new, temperature)
         try:
             with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16, dtype == "bfloat16"):
                 warnings.simplefilter("ignore")                   # TorchScript is deprecated; sizes may be constants

@@ -169,7 +169,7 @@ class TestSampler(unittest.TestCase):
     def test_a_captured_graph_is_replayed(self):
         """What CUDA captures is used: with a stand-in for its graphs, whose replay repeats the call that was recorded,
         the tokens are the specification's and nothing falls back."""
-        graphs, real = [], network._advance
+        graphs, real = [], network._Step.forward
 
         class Graph:
             replays = 0
@@ -192,7 +192,7 @@ class TestSampler(unittest.TestCase):
             for name, new in (("Stream", fake), ("current_stream", fake), ("stream", fake), ("CUDAGraph", Graph),
                               ("graph", recording), ("graph_pool_handle", fake)):
                 stack.enter_context(unittest.mock.patch.object(torch.cuda, name, new))
-            stack.enter_context(unittest.mock.patch.object(network, "_advance", advance))
+            stack.enter_context(unittest.mock.patch.object(network._Step, "forward", advance))
             said = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             with torch.inference_mode():
                 ids, _ = network._decode(model, prompts, 30, 1.0, 2, network.uniforms(18, 30, 15), END, 4)
