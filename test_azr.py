@@ -2653,14 +2653,17 @@ class TestReadme(unittest.TestCase):
                 for name in os.listdir(d):
                     made = pathlib.Path(d, name).read_text(encoding="utf-8")
                     self.assertEqual(pathlib.Path(HERE, "results", folder, name).read_text(encoding="utf-8"), made)
-            if folder == "grid":                     # and the main job's own table, seed by seed
+            if folder == "grid":
                 tables = evaluation.group_runs(evaluation.read_runs(records))
                 self.assertIn(evaluation.compare_table(tables, brief=True), readme)
-                self.assertEqual((tables[0][0]["name"], tables[0][0]["seeds"]), ("full", 3))
-                for run in tables[0][0]["runs"]:
-                    for m in ("pass@1", "greedy"):
-                        end, rise = 100 * run[m], 100 * run["gain " + m]
-                        self.assertIn(f"{end - rise:.1f} -> {end:.1f} | **{rise:+.1f}**", readme)
+        for folder in ("intel", "grid"):             # and the main job's own tables, seed by seed
+            records = [str(pathlib.Path(HERE, "results", folder, f"full-s{seed}.json")) for seed in (1, 2, 3)]
+            tables = evaluation.group_runs(evaluation.read_runs(records))
+            self.assertEqual((tables[0][0]["name"], tables[0][0]["seeds"]), ("full", 3))
+            for run in tables[0][0]["runs"]:
+                for m in ("pass@1", "greedy"):
+                    end, rise = 100 * run[m], 100 * run["gain " + m]
+                    self.assertIn(f"{end - rise:.1f} -> {end:.1f} | **{rise:+.1f}**", readme)
 
     def test_its_commands_parse(self):
         """Every flag in the README is one of train.py's or eval.py's, and with its value train.py takes it."""
