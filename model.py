@@ -421,13 +421,13 @@ _twins = weakref.WeakKeyDictionary()  # network -> {dtype: its copy for sampling
 
 
 def _twin(model, dtype):
-    """The network's copy for sampling, up to date: without gradients, so that a trace can hold its weights, and in
-    bfloat16 with its matrices in it (autocast keeps no casts under inference_mode: it would cast each anew for each
-    token)."""
+    """The network's copy for sampling, up to date. It holds the traced steps, which a copy or a checkpoint of the
+    network itself should not carry, and in bfloat16 its matrices are in it (autocast keeps no casts under
+    inference_mode: it would cast each anew for each token)."""
     twins = _twins.setdefault(model, {})
     twin = twins.get(dtype)
     if twin is None or twin.smear.device != model.smear.device:
-        twin = twins[dtype] = copy.deepcopy(model).requires_grad_(False)
+        twin = twins[dtype] = copy.deepcopy(model)
         for m in twin.modules():
             if isinstance(m, nn.Linear) and dtype == "bfloat16":
                 m.weight = nn.Parameter(m.weight.bfloat16(), requires_grad=False)
@@ -463,9 +463,8 @@ def _step(model, token, before, position, cache, S):
     bias = torch.zeros(hidden.shape, device=token.device).masked_fill_(hidden, -math.inf)[:, None, None, None]
     x = (model.embed(token) + model.smear * model.embed(before))[:, None]
     turn = model.turn[position][:, None]                                   # (B, 1, 1, hd/2)
-    for i, block in enumerate(model.blocks):
+    for block, (k_cache, v_cache) in zip(model.blocks, cache):
         q, k, v = block.heads(x, turn)
-        k_cache, v_cache = cache[i, 0], cache[i, 1]
         k_cache[row, :, position], v_cache[row, :, position] = k[:, :, 0], v[:, :, 0]
         x = block.finish(x, block.attend(q, k_cache[:, :, :S], v_cache[:, :, :S], bias))
     return model.logits(x)[:, 0]
@@ -475,9 +474,9 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
     """Decode in at most `places` places; whoever has ended makes room for the next waiting row. Returns ids and
     log-probs (N, max_new), N = len(prompts) * tries, on the CPU; behind a row's `stop` stands anything.
 
-    static (CUDA): shapes and addresses never change, so that a step can be one captured graph: a tiny model is
-    launch-bound, and a replay is one launch. Else (CPU): a step is traced; the cache grows when a reply needs it, and
-    places are dropped once no row waits for them."""
+    step: the traced one (CPU); then the cache grows when a reply needs it, and places are dropped once no row waits for
+    them. None (CUDA): static, shapes and addresses never change, so that a step can be one captured graph: a tiny model
+    is launch-bound, and a replay is one launch."""
     device = next(model.parameters()).device
     prefix, lens, first = _prefill(model, prompts)
     last = torch.tensor([p[-1] for p in prompts], device=device)
