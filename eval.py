@@ -679,7 +679,7 @@ def group_runs(runs):
     """[[row]]: a list for each start network, a row for each setting. The interval of a gain (a seed's is over its own
     base) is over seeds; of a lone seed it is the bootstrap over tasks, which says nothing of other seeds. Rows that
     share a name say how they differ. The first row of a list is what the others are compared with: `full`, else a row
-    of the most seeds, and among these one whose proposer learns."""
+    of the most seeds, and among these one whose proposer learns; the one that was given first, never the best one."""
     groups, starts = {}, {}
     for run in runs:
         groups.setdefault((run["name"], json.dumps(run["setting"], sort_keys=True)), []).append(run)
@@ -702,9 +702,9 @@ def group_runs(runs):
         start = json.dumps([setting.get(k, False) for k in BASE_FIELDS if k != "seed"])
         starts.setdefault(start, []).append(row)
     for rows in starts.values():
-        rows.sort(key=lambda r: -r["gain pass@1"])
         lead = min(rows, key=lambda r: (r["runs"][0]["name"] != "full", -r["seeds"],
                                         r["runs"][0]["setting"].get("proposer") != "train"))
+        rows.sort(key=lambda r: -r["gain pass@1"])
         rows.insert(0, rows.pop(rows.index(lead)))
         other = {r["seed"]: r for r in lead["runs"]}
         for row in rows:
@@ -1167,7 +1167,7 @@ def qwen3_twin(model):
     twin = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
         vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.n_inner, num_hidden_layers=c.n_layer,
         num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
-        max_position_embeddings=c.block_size, tie_word_embeddings=c.tied, rope_theta=c.rope_theta)).eval()
+        max_position_embeddings=c.block_size, tie_word_embeddings=False, rope_theta=c.rope_theta)).eval()
     weights = {"model.embed_tokens": model.embed.weight, "model.norm": model.norm.weight, "lm_head": model.head.weight}
     for i, b in enumerate(model.blocks):
         kv = c.n_kv_head * c.head_dim
@@ -1199,7 +1199,7 @@ def library_rate(model, prompts, longest, least):
         return 0.0
     width, rates = max(map(len, prompts)), []
     idx = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts]).repeat_interleave(8, 0)  # left-padded
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(network.cores())
     for dtype in (torch.float32, torch.bfloat16) * 2:
         start = time.perf_counter()
         with torch.inference_mode():
@@ -1208,6 +1208,12 @@ def library_rate(model, prompts, longest, least):
                 min_new_tokens=least, pad_token_id=PAD, eos_token_id=END, bos_token_id=END)
         rates.append(int(out[:, width:].ne(PAD).sum()) / (time.perf_counter() - start))
     return max(rates)
+
+
+def flops_per_token(model, context=80):
+    """Forward FLOPs a token: 2 a weight (the embedding is a look-up), plus scores and values over `context`."""
+    c = model.config
+    return 2 * (model.num_params() - model.embed.weight.numel()) + 4 * c.n_layer * c.n_head * c.head_dim * context
 
 
 STEPS = 64  # tokens of a reply in the bench, where all are of one length
@@ -1249,7 +1255,7 @@ def bench_ladders(model, cfg, prompts):
     """(sampling, learning): [(rung, tokens/s)], each rung the one before and one idea; and the share of tokens that
     sharing prompts saves. Learning counts a try's tokens with its prompt, whether it shares that or not."""
     import train
-    threads, cores, mixed = network.THREADS, os.cpu_count() or 1, "+ products in " + cfg.dtype
+    threads, cores, mixed = network.THREADS, network.cores(), "+ products in " + cfg.dtype
     many, apart = GPT(replace(model.config, n_kv_head=cfg.n_head)), [p for p in prompts for _ in range(8)]
     naive = seconds(lambda: generate_naive(model, prompts[:4], STEPS, stop=-1), 1, cores)
     sampling = [("sampling: no cache, a row at a time", 4 * STEPS / naive)]
@@ -1288,7 +1294,8 @@ def bench_device(cfg, tasks=256, size=8192):
     rng, model = random.Random(0), train.new_model(cfg)
     c, a = model.config, torch.randn(size, size, dtype=getattr(torch, cfg.dtype), device=cfg.device)
     peak = 2 * size ** 3 / seconds(lambda: a @ a, 10)                       # FLOP/s
-    bandwidth = 2 * a.nbytes / seconds(lambda: a.clone(), 10)               # bytes/s
+    b = torch.empty_like(a)                                                 # many copies: one is too short to time
+    bandwidth = 40 * a.nbytes / seconds(lambda: [b.copy_(a) for _ in range(20)], 10)     # bytes/s
     prompts = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(tasks)]
     work = tasks * 8 * STEPS
 
@@ -1312,7 +1319,7 @@ def bench_device(cfg, tasks=256, size=8192):
     return {"weights": model.num_params(), "peak_tflops": peak / 1e12, "bandwidth_gb_s": bandwidth / 1e9,
             "sampled_tokens_per_s": graph, "eager_tokens_per_s": eager, "naive_tokens_per_s": naive,
             "share_of_roofline": step_bytes / bandwidth * graph / (tasks * 8), "learnt_tokens_per_s": learnt,
-            "model_flops_utilisation": 3 * learnt * read / real * model.flops_per_token(80) / peak}
+            "model_flops_utilisation": 3 * learnt * read / real * flops_per_token(model) / peak}
 
 
 def bench(folder, unsafe):
@@ -1323,8 +1330,8 @@ def bench(folder, unsafe):
         p = executor.bench(unsafe=unsafe)
     except RuntimeError as e:
         fail(e)
-    train.tune_cpu()
-    cores = os.cpu_count() or 1
+    network.tune("cpu")
+    cores = network.cores()
     cfg, _ = train.parse(["--preset", "cpu", "--device", "cpu"])
     torch.manual_seed(0)
     rng, model = random.Random(0), train.new_model(cfg)
@@ -1333,7 +1340,7 @@ def bench(folder, unsafe):
     prompts = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(192)]
     sampling, learning, shared = bench_ladders(model, cfg, prompts)
     naive, fast, plain, learnt = (rungs[end][1] for rungs in (sampling, learning) for end in (0, -1))
-    flops = model.flops_per_token(80)
+    flops = flops_per_token(model)
     s = {"tokens_per_s": fast, "naive_tokens_per_s": naive, "ratio": fast / naive,
          "share_of_peak": fast * flops / peak, **bench_library(model, cfg, prompts)}
     t = {"tokens_per_s": learnt, "plain_tokens_per_s": plain, "ratio": learnt / plain, "prompts_shared": shared,
@@ -1403,10 +1410,9 @@ def main(argv=None):
     cuda = args.device != "cpu" and torch.cuda.is_available()
     if args.device == "cuda" and not cuda:
         fail("--device cuda: no CUDA here; leave --device out to use the CPU")
-    torch.set_num_threads(1)  # the sampler runs chunks on threads of its own
-    if cuda:
-        torch.set_float32_matmul_precision("high")  # TF32, as in train.py
-    config, model, base = load_run(args.run, "cuda" if cuda else "cpu")
+    device = "cuda" if cuda else "cpu"
+    network.tune(device)
+    config, model, base = load_run(args.run, device)
     max_new, samples, n_inputs = config["max_new"], config["samples"], config["n_inputs"]
     if max_new >= model.config.block_size:
         fail(f"{args.run}/config.json: max_new {max_new} fills all {model.config.block_size} tokens")

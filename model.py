@@ -3,7 +3,7 @@ model.py: the network, its tokenizer and its sampler (the policy pi of paper sec
 
 One decoder-only transformer plays both roles, so everything here is ordinary: tokens in, next-token log-probs out.
 What is worth reading is the sampler. Each rollout carries about one bit of reward, so rollouts a second ARE the
-learning speed, and nearly half of a step is spent here. Beside each fast path stands the slow, obvious one:
+learning speed, and two fifths of a step are spent here. Beside each fast path stands the slow, obvious one:
 `generate_naive` is the specification of `generate` in a dozen lines, and a test ties them token for token.
 
 Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM, flash-attention):
@@ -21,13 +21,16 @@ Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM
 Try:  python model.py          # fast and naive sampling: same tokens, both speeds
 """
 import copy
+import ctypes
 import math
 import os
 import re
+import sys
 import time
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import SimpleNamespace
@@ -125,8 +128,6 @@ class GPTConfig:
     n_inner: int = 0           # width of the gated MLP; 0: 8/3 of n_embd, rounded up to a multiple of 32
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
-    qk_norm: bool = True       # steadies the logits at the high learning rates a small model wants
-    tied: bool = False         # share embedding and head
 
     def __post_init__(self):
         self.head_dim = self.head_dim or self.n_embd // self.n_head
@@ -178,8 +179,8 @@ class Block(nn.Module):
         self.c = c
         self.norm1 = RMSNorm(c.n_embd, c.norm_eps)
         self.qkv = nn.Linear(c.n_embd, (c.n_head + 2 * c.n_kv_head) * c.head_dim, bias=False)
-        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps)  # these two steady the logits at the high learning rates that a
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps)  # small model wants
         self.proj = nn.Linear(c.n_head * c.head_dim, c.n_embd, bias=False)
         self.norm2 = RMSNorm(c.n_embd, c.norm_eps)
         self.gate_up = nn.Linear(c.n_embd, 2 * c.n_inner, bias=False)
@@ -219,8 +220,11 @@ class Block(nn.Module):
     def finish(self, x, y):
         """Add the attention output y and the gated MLP to the residual stream x."""
         x = x + self.proj(y)
-        y = self.norm2(x)                              # two products: halves of one would not be contiguous, and slower
-        gate, up = (F.linear(y, w) for w in self.gate_up.weight.chunk(2))
+        y = self.norm2(x)
+        if x.is_cuda:                                  # one launch
+            gate, up = self.gate_up(y).chunk(2, -1)
+        else:                                          # halves of one product would not be contiguous, and slower
+            gate, up = (F.linear(y, w) for w in self.gate_up.weight.chunk(2))
         return x + self.down(F.silu(gate) * up)
 
 
@@ -238,8 +242,6 @@ class GPT(nn.Module):
         # logits are multiplied by exp(sharpness): one number for how far to trust one's first choice. It is the first
         # thing RL finds out; spread over the head it would cost noise in thousands of entries (Config.sharp_lr)
         self.sharpness = nn.Parameter(torch.zeros(1))
-        if c.tied:
-            self.head.weight = self.embed.weight
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02 if "embed" in name else c.n_embd ** -0.5 * 0.5)
@@ -283,11 +285,6 @@ class GPT(nn.Module):
     def num_params(self):
         return sum(p.numel() for p in self.parameters())
 
-    def flops_per_token(self, context):
-        """Forward FLOPs a token: 2 a weight (the embedding is a look-up), plus scores and values over `context`."""
-        c = self.config
-        return 2 * (self.num_params() - self.embed.weight.numel() * (not c.tied)) \
-            + 4 * c.n_layer * c.n_head * c.head_dim * context
 
 
 def logprobs(model, idx, mask, tree=None):
@@ -296,20 +293,20 @@ def logprobs(model, idx, mask, tree=None):
     GPT.forward."""
     row, t = mask.nonzero(as_tuple=True)
     before = t - 1 if tree is None else tree[1][mask]              # token t is predicted at t - 1, or where tree says
-    spare = 0, -len(row) % 64                                      # few different M: see train.tune_cpu
+    spare = 0, -len(row) % 64                                      # few different M: see tune
     logits = model(idx, (F.pad(row, spare), F.pad(before, spare)), tree=tree)[:len(row)]
     logp = F.log_softmax(logits.float(), -1)
     entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
     return logp.gather(-1, idx[mask][:, None])[:, 0], entropy
 
 
-def pad_rows(rows, multiple=8, device="cpu"):
+def pad_rows(rows, multiple=8):
     """Lists of ids -> (B, T) right-padded, T rounded up to `multiple`, so that few distinct shapes occur."""
     T = -(-max(map(len, rows)) // multiple) * multiple
     out = torch.full((len(rows), T), PAD, dtype=torch.long)
     for i, row in enumerate(rows):
         out[i, :len(row)] = torch.tensor(row, dtype=torch.long)
-    return out.to(device)
+    return out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -347,7 +344,33 @@ def _check(model, prompts, max_new_tokens):
         raise ValueError(f"prompt + max_new_tokens = {longest} tokens, more than block_size {model.config.block_size}")
 
 
-THREADS = min(8, os.cpu_count() or 1)  # sampler and learner threads on a CPU
+def cores():
+    """How many CPU cores this process may use: a container's share can be far below what the machine has."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as f:
+        quota, period = map(int, f.read().split())    # microseconds; "max" where there is no limit
+        n = min(n, math.ceil(quota / period))
+    return n
+
+
+THREADS = min(8, cores())  # sampler and learner threads on a CPU
+
+
+def tune(device):
+    """Settings of the process. On Linux glibc hands large blocks back to the kernel after every step and faults them in
+    again: 10.6k tokens/s against 39.8k with these three settings (a training loop over varying lengths on 2 cores). And
+    oneDNN compiles a matrix product for each shape and keeps 1,024 of them; we meet more. It reads the setting at its
+    first product."""
+    torch.set_num_threads(1)                          # on a CPU our own threads each run whole chunks
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")    # TF32
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-4, 0)              # M_MMAP_MAX: no separate mappings
+            libc.mallopt(-1, 2 ** 31 - 1)    # M_TRIM_THRESHOLD: keep what was freed
+            libc.mallopt(-2, 256 << 20)      # M_TOP_PAD: grow in large pieces
 
 
 @torch.inference_mode()
@@ -383,7 +406,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     and then. Neither changes what is sampled: that is a function of the prompt, the row's uniforms and the weights.
     dtype="bfloat16" runs the matrix products in it, as the training forward does: faster where the hardware has them
     (see --bench); keys, values and scores are rounded as there, so that the log-probs remain the training forward's
-    (`mismatch` in metrics.jsonl says by how much not)."""
+    (`mismatch` in metrics.jsonl is what difference remains)."""
     _check(model, prompts, max_new_tokens)
     if not prompts:
         return [], []
@@ -407,9 +430,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
                                    stop, rows, step)
 
     step = None if cuda else _trace(model, dtype, max_new_tokens, temperature)
-    results = _pool(threads).map(work, chunks) if threads > 1 and len(chunks) > 1 else map(work, chunks)
     tokens, logps = [None] * len(u), [None] * len(u)
-    for where, ids, lps in results:                              # ids, lps (rows, steps) on the CPU
+    for where, ids, lps in threaded(work, chunks, threads):      # ids, lps (rows, steps) on the CPU
         ended = ids.eq(stop)
         length = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1])  # the first stop is counted in
         for r, row, lp, n in zip(where, ids.tolist(), lps.tolist(), length.tolist()):
@@ -435,19 +457,22 @@ def _twin(model, dtype):
     return twin
 
 
-@lru_cache
-def _pool(threads):
-    return ThreadPoolExecutor(threads)
+_pool = lru_cache(ThreadPoolExecutor)  # one of each size, for good
 
 
-def _prefill(model, prompts, rows=64):
+def threaded(work, items, threads):
+    """[work(item) for item in items], on so many threads."""
+    return list(_pool(threads).map(work, items) if threads > 1 else map(work, items))
+
+
+def _prefill(model, prompts):
     """Read each prompt once. Returns keys and values (n_layer, 2, N, KV, P, hd) with P the longest prompt, the lengths
     (N,), and the logits (N, V) after each prompt."""
     device = next(model.parameters()).device
     lens = torch.tensor([len(p) for p in prompts], device=device)
-    parts, outs, P = [], [], int(lens.max())
+    parts, outs, P, rows = [], [], int(lens.max()), 256 if device.type == "cuda" else 64
     for i in range(0, len(prompts), rows):
-        idx, cache = pad_rows(prompts[i:i + rows], device=device)[:, :model.config.block_size], []
+        idx, cache = pad_rows(prompts[i:i + rows]).to(device)[:, :model.config.block_size], []
         outs.append(model(idx, (torch.arange(len(idx), device=device), lens[i:i + rows] - 1), cache))
         parts.append(F.pad(torch.stack([torch.stack(pair) for pair in cache]), (0, 0, 0, P - idx.shape[1])))
     return torch.cat(parts, 2), lens, torch.cat(outs)
@@ -618,19 +643,19 @@ def _capture(step, z):
     """One captured CUDA graph of `step`, tried against eager steps from the same state; on a difference beyond
     rounding, or a failure, the eager step is returned and the reason printed, so that a machine nobody tried still
     trains. The state is left as it was, but for columns of the cache that are written again before they are read."""
-    changing, results = (z.token, z.before, z.t, z.ids, z.lps), []
+    changing, results, stream = (z.token, z.before, z.t, z.ids, z.lps), [], None
     saved = [x.clone() for x in changing]
 
     def rewind():
         for x, old in zip(changing, saved):
             x.copy_(old)
     try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(stream)
         with torch.cuda.stream(side):
             for _ in range(2):                                    # warm up allocators, autotuners before the capture
                 step()
-        torch.cuda.current_stream().wait_stream(side)
+        stream.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         z.pool = z.pool or torch.cuda.graph_pool_handle()         # shared: nothing in it outlives a replay
         with torch.cuda.graph(graph, pool=z.pool):
@@ -647,6 +672,9 @@ def _capture(step, z):
         return graph.replay
     except Exception as error:  # whatever the driver or the capture objects to: slower is better than not at all
         print(f"CUDA graph not used, decoding eagerly: {type(error).__name__}: {error}", flush=True)
+        if stream is not None:
+            torch.cuda.set_stream(stream)                         # a failed capture leaves its own stream current,
+        z.pool = None                                             # and its pool may still be recording
         return step
     finally:
         rewind()
@@ -657,8 +685,8 @@ def _capture(step, z):
 
 def main():
     torch.manual_seed(0)
-    torch.set_num_threads(1)                                      # the sampler's own threads do better on small layers
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    tune(device)
     model = GPT(GPTConfig()).to(device)
     print(f"{model.num_params():,} parameters, vocabulary {VOCAB_SIZE}, {device}")
     text = "def f(x):\n    x = [v + 3 for v in x]\n    return x"

@@ -199,14 +199,13 @@ def judge_answers(ex, tasks, answers):
     literals = [i for i, t in enumerate(tasks) if t.kind != "induction" and answers[i] is not None]
     parsed = dict(zip(literals, ex.literals([answers[i] if tasks[i].kind in OUTPUT_KINDS else f"[{answers[i]}]"
                                              for i in literals])))  # arguments are data too, no expressions
-    runs = [[] if answer is None or task.kind in OUTPUT_KINDS else
+    runs = [[] if answer is None or task.kind in OUTPUT_KINDS or i in parsed and not parsed[i].ok else
             [(task.program, answer)] if task.kind == "abduction" else
-            [(answer, x) for x in task.inputs[len(task.inputs) // 2:]] for task, answer in zip(tasks, answers)]
+            [(answer, x) for x in task.inputs[len(task.inputs) // 2:]]
+            for i, (task, answer) in enumerate(zip(tasks, answers))]
     results, verdicts = iter(ex.run([job for mine in runs for job in mine])), []
     for i, (task, mine) in enumerate(zip(tasks, runs)):
-        rs = [next(results) for _ in mine]
-        if i in parsed and (task.kind in OUTPUT_KINDS or not parsed[i].ok):
-            rs = [parsed[i]]
+        rs = [next(results) for _ in mine] or ([parsed[i]] if i in parsed else [])
         want = task.keys[len(task.inputs) // 2:] if task.kind == "induction" else task.keys
         if rs and all(r.ok and r.key == k for r, k in zip(rs, want)):
             verdicts.append("right")
@@ -253,7 +252,6 @@ def seed_buffers(ex, size, n_inputs):
     """A buffer a kind that holds the identity program, the only task that people wrote."""
     program, arg = IDENTITY
     inputs = ["'a'", "1", "[1, 2]", "'bc'", "0", "[3]", "7", "[]", "'d'", "[4, 4]"]
-    assert n_inputs <= len(inputs), f"at most {len(inputs)} inputs an induction task"
     made = make_tasks(ex, [(kind, program, inputs[:n_inputs] if kind == "induction" else [arg], "")
                            for kind in KINDS])
     buffers = {kind: deque(maxlen=size) for kind in KINDS}
@@ -320,12 +318,12 @@ MAX_TRIES = 4        # of a demonstrated search
 DECISIVE = 3         # weight in the warm-up's loss of the few tokens that decide a search: candidates and verdicts
 
 
-def random_value(rng, kind, large=False):
+def random_value(rng, type_, large=False):
     """A random input."""
-    if kind == "int":
+    if type_ == "int":
         return rng.randint(0, 60 if large else 12)
     size = rng.randint(2, 6 if large else 4)
-    if kind == "str":
+    if type_ == "str":
         return "".join(rng.choice("abcABC" if rng.random() < 0.3 else "abc") for _ in range(size))
     return [rng.randint(0, 9) for _ in range(size)]
 
@@ -341,9 +339,9 @@ def near_miss(rng, value):
                        value[:k] + other + value[k:], value[:k] + value[k + 1:]))              # one more, one less
 
 
-def random_op(rng, kind, large=False):
+def random_op(rng, type_, large=False):
     """(word, type after, line with its indentation)."""
-    ops = OPS[kind] + (LARGE_OPS[kind] if large else [])
+    ops = OPS[type_] + (LARGE_OPS[type_] if large else [])
     word, after, expr = rng.choice(ops)
     fill = {"d": range(1, 10 if large else 4), "s": range(2, 5), "m": range(3, 10), "n": range(10, 41), "e": "abcd",
             "c": rng.choice("abc")}  # each constant is drawn anew, except that {c} means one letter throughout
@@ -357,15 +355,15 @@ def join_program(lines):
 
 def random_program(rng, depth, large=False):
     """(lines, words, type of its input): `depth` operations in a chain."""
-    kind = first = rng.choices(("list", "str", "int"), (5, 3, 2))[0]
+    type_ = first = rng.choices(("list", "str", "int"), (5, 3, 2))[0]
     lines, words = [], []
     for k in range(depth):
-        word, after, line = random_op(rng, kind, large)
-        if after == "int" and kind != "int" and k + 1 < depth and rng.random() < 0.7:  # few operations take an int
-            word, after, line = random_op(rng, kind, large)
+        word, after, line = random_op(rng, type_, large)
+        if after == "int" and type_ != "int" and k + 1 < depth and rng.random() < 0.7:  # few operations take an int
+            word, after, line = random_op(rng, type_, large)
         lines.append(line)
         words.append(word)
-        kind = after
+        type_ = after
     return lines, words, first
 
 
@@ -463,19 +461,19 @@ def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
     while todo:
         tried, jobs = [], []
         for slot in todo:
-            lines, words, kind = random_program(rng, depths[slot], large)
+            lines, words, type_ = random_program(rng, depths[slot], large)
             program = join_program(lines)
-            values = [random_value(rng, kind, large) for _ in range(n_inputs)]
+            values = [random_value(rng, type_, large) for _ in range(n_inputs)]
             inputs = [repr(v) for v in values]
             if is_banned(program, inputs, banned):
                 hits += 1
                 continue
             if len(set(inputs)) < n_inputs or len(encode(program)) > MAX_PROGRAM or len(set(lines)) < len(lines):
                 continue
-            tried.append((slot, program, lines, words, kind, inputs, values[0]))
+            tried.append((slot, program, lines, words, type_, inputs, values[0]))
             jobs += [(traced(program), i) for i in inputs]
         results = iter(ex.run(jobs, check=False))  # our own operations are deterministic
-        for slot, program, lines, words, kind, inputs, first in tried:
+        for slot, program, lines, words, type_, inputs, first in tried:
             traces = [read_trace(program, next(results)) for _ in inputs]
             if None in traces or max(len(encode(f)) for _, f in traces) > MAX_VALUE:
                 continue
@@ -484,7 +482,7 @@ def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
             path = [inputs[0]] + [v for _, v in traces[0][0]]
             if any(a == b for a, b in zip(path, path[1:])):
                 continue  # an operation that changed nothing adds a line, not depth
-            draws[slot] = Draw(program, lines, words, kind, depths[slot], inputs, traces, first)
+            draws[slot] = Draw(program, lines, words, type_, depths[slot], inputs, traces, first)
         todo = [slot for slot in todo if draws[slot] is None]
     return draws, hits
 
@@ -578,46 +576,45 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
 def solver_demo(rng, kind, d, failed, cfg):
     """A solver's reply to the task of a Draw: a thought, then the answer. failed: [(program, input, trace)], the wrong
     tries that a search may show."""
-    steps, answer = d.traces[0][0], gold_answer(kind, d)
+    steps, last = d.traces[0][0], None
     if not cfg.thoughts or kind == "deduction" and rng.random() < cfg.hasty:
         thought = []
     elif kind == "deduction":
         thought = [think_trace(steps)]
     else:
-        as_try = abduction_try if kind == "abduction" else induction_try
-        thought, given_up = search([as_try(arg, trace, False) for _, arg, trace in failed],
-                                   as_try(d.inputs[0], steps, True), int(0.7 * cfg.max_new), rng, cfg.patience)
+        thought, given_up = search([one_try(kind, arg, trace, False) for _, arg, trace in failed],
+                                   one_try(kind, d.inputs[0], steps, True), int(0.7 * cfg.max_new), rng, cfg.patience)
         if given_up:                                     # it answers with its last candidate, which is not imitated
             program, arg, _ = failed[thought.count(TRY) - 1]   # the last one shown
-            answer = (arg if kind == "abduction" else program, 0)
-    return demo(solve_prompt(d.task(kind, rng)), *thought, ANSWER, answer, END)
+            last = (arg if kind == "abduction" else program, 0)
+    task = d.task(kind, rng)
+    return demo(solve_prompt(task), *thought, ANSWER, last or gold_answer(task), END)
 
 
-def gold_answer(kind, d):
-    return d.traces[0][1] if kind == "deduction" else d.inputs[0] if kind == "abduction" else d.program
+def gold_answer(task):
+    if task.kind in OUTPUT_KINDS:
+        return task.outputs[0]
+    return task.inputs[0] if task.kind == "abduction" else task.program
 
 
-def abduction_try(arg, steps, right):
-    """Backwards from the wanted output to an input, then forwards to see what that gives. In a wrong try the way to the
-    input is not imitated, only the check."""
-    return [(think_back(arg, steps), int(right)), (INPUT, DECISIVE), (arg, DECISIVE * right), think_trace(steps)]
+def one_try(kind, arg, steps, right):
+    """A candidate with its check, as parts for `demo`. In a wrong one the candidate is not imitated, only the check.
 
-
-def induction_try(_, steps, right):
-    """A program written line by line while it runs on the first shown input. In a wrong try the lines are not imitated,
-    only the values after them."""
+    abduction: backwards from the wanted output to an input, then forwards to see what that gives. induction: a program
+    written line by line while it runs on the first shown input."""
+    if kind == "abduction":
+        return [(think_back(arg, steps), int(right)), (INPUT, DECISIVE), (arg, DECISIVE * right), think_trace(steps)]
     return [part for line, value in steps for part in ((f"\n    {line}", int(right)), f"  # {value}")]
 
 
 def gold(draw, task, worked):
     """A labelled example (prompt, reply, weights) of a generated task: its gold answer, after a thought if `worked`."""
-    right, steps, thought = gold_answer(task.kind, draw), draw.traces[0][0], []
+    steps, thought = draw.traces[0][0], []
     if worked and task.kind in OUTPUT_KINDS:
         thought = [think_trace(steps)]
     elif worked:
-        as_try = abduction_try if task.kind == "abduction" else induction_try
-        thought = [TRY, *as_try(right, steps, True), (RIGHT, DECISIVE)]
-    return demo(solve_prompt(task), *thought, ANSWER, right, END)
+        thought = [TRY, *one_try(task.kind, task.inputs[0], steps, True), (RIGHT, DECISIVE)]
+    return demo(solve_prompt(task), *thought, ANSWER, gold_answer(task), END)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -630,10 +627,11 @@ def main():
         for kind in KINDS:
             (draw,), _ = draw_programs(ex, rng, [2], n if kind == "induction" else 1)
             (task, _), = make_tasks(ex, [(kind, draw.program, draw.inputs, draw.message(rng, 1.0))])
-            _, reply, _ = demo([], *(p for i in task.inputs for p in (INPUT, i)), MESSAGE, task.message, END) \
-                if kind == "induction" else demo([], PROGRAM, task.program, INPUT, task.inputs[0], END)
-            prompt = propose_prompt(kind, [draw_programs(ex, rng, [1])[0][0].task(kind, rng)] if kind != "induction"
-                                    else [task])
+            shown, parts = task, [*(p for i in task.inputs for p in (INPUT, i)), MESSAGE, task.message]
+            if kind != "induction":
+                shown = draw_programs(ex, rng, [1])[0][0].task(kind, rng)
+                parts = [PROGRAM, task.program, INPUT, task.inputs[0]]
+            prompt, reply, _ = demo(propose_prompt(kind, [shown]), *parts, END)
             show("propose", kind, prompt, reply)
             program, inputs, message = parse_proposal(kind, reply, n)
             verdict = fault(kind, program or task.program, inputs, message, MAX_DEPTH) or "valid"

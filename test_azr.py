@@ -204,6 +204,8 @@ class TestSampler(unittest.TestCase):
     @unittest.skipUnless(torch.cuda.is_available(), "needs a GPU")
     def test_cuda_equals_cpu(self):
         """On a GPU the captured graph gives what the CPU gives, also after the weights have changed."""
+        self.addCleanup(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")                  # eval.main, in another test, sets TF32
         model, there, prompts = small_model(10), small_model(10).cuda(), random_prompts(40, 10)
         for _ in range(2):
             there.load_state_dict(model.state_dict())
@@ -894,7 +896,8 @@ class TestTrain(unittest.TestCase):
                      (["--advantage", "gae"], "trr, group"), (["--n_head", "3"], "n_head"), (["--tries", "1"], "tries"),
                      (["--kinds", "deduction,poetry"], "induction"), (["--lr", "nan"], "finite"),
                      (["--learner", "supervised"], "fixed"), (["--out", f"{tmp}/full"], "not empty"),
-                     (["--resume", f"{tmp}/none"], "no run to resume"), (["--max_new", "400"], "block_size"),
+                     (["--resume", f"{tmp}/none"], "no run to resume"), (["--max_new", "500"], "block_size"),
+                     (["--preset", "gpu", "--ablation", "double_rate"], "say --lr as well"),
                      (["--block_size", "365"], "multiple of 8"),
                      (["--tasks", "20"], "lower it, or raise --tasks"), (["--lr", "-1"], "0 or above"),
                      (["--learn_tries", "9"], "more than --tries"), (["--resume_", "x"], "unknown flag"),
@@ -2643,9 +2646,9 @@ class TestReport(unittest.TestCase):
 
 class TestReadme(unittest.TestCase):
     def test_results_are_the_records(self):
-        """The README's table of results, and the tables, CSVs and drawings under results/, are what --compare makes of
+        """The READMEs' tables of results, and the tables, CSVs and drawings under results/, are what --compare makes of
         the records kept there."""
-        readme = pathlib.Path(HERE, "README.md").read_text(encoding="utf-8")
+        readme = "".join(pathlib.Path(HERE, p).read_text(encoding="utf-8") for p in ("README.md", "results/README.md"))
         for folder in ("grid", "large_epsilon", "older"):
             records = sorted(str(p) for p in pathlib.Path(HERE, "results", folder).glob("*-s[0-9].json"))
             with tempfile.TemporaryDirectory() as d:

@@ -12,9 +12,10 @@ Where we differ from the paper and from the authors' code:
 2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors sample twice and drop one
    lot).
 3) A task whose tries all earned the same does not say which try was better: it is left out of the solver's update,
-   before the cells' means are taken (`skip_flat`). Of the solver's 64 places a kind, 40 proposals fill half; the others
-   go to tasks of the buffer that some tries solved and some did not (`fill`; paper: 64 proposals, then any task).
-   `--ablation paper_batch` switches both off. So the proposer has a tenth of an update's rollouts (paper: half).
+   before the cells' means are taken (`skip_flat`). The solver has 64 places a kind; 40 proposals, most of them valid,
+   fill half of them, and the others go to tasks of the buffer that some tries solved and some did not (`fill`; paper:
+   64 proposals, then any task). `--ablation paper_batch` switches both off. So the proposer has a tenth of an update's
+   rollouts (paper: half).
 4) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
 6) The learning rate rises and falls, AdamW's beta2 is .99, no entropy bonus (paper: constant; AdamW's default; .001).
@@ -29,7 +30,6 @@ Try:  python train.py          # finds the device, picks its preset, ends with a
 import argparse
 import ast
 import bisect
-import ctypes
 import difflib
 import fcntl
 import hashlib
@@ -53,6 +53,7 @@ from tqdm import tqdm
 import eval as evaluation
 import model as network
 import selfplay
+import trr
 from eval import VERSION, fail, load, save
 from executor import Executor
 from model import GPT, GPTConfig, decode, generate, logprobs, pad_rows
@@ -69,7 +70,7 @@ class Config:
     name: str = "full"            # the row of the ablation table this run belongs to (set by --ablation)
     seed: int = 1                 # the base and everything after it; the held-out suite has a seed of its own
     device: str = "auto"          # auto | cpu | cuda
-    dtype: str = "auto"           # auto | float32 | bfloat16, of learning and sampling (evaluations: float32)
+    dtype: str = "auto"           # auto | float32 | bfloat16, of learning and sampling (evaluations: float32 or TF32)
     workers: int = 2              # pairs of executor processes at work; the results do not depend on it
     unsafe_executor: bool = False # run model text without the kernel wall (macOS, some containers): at your own risk
     # --- model
@@ -120,7 +121,7 @@ class Config:
     average: str = "token"        # token (the authors' code) | sequence (Eq. 9)
     floor: float = 0.2            # least deviation that a cell's rewards are divided by
     skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
-    negative: float = 1.0         # weight of negative advantages; 0 learns from what beat its cell's baseline alone
+    negative: float = 1.0         # weight of negative advantages; 0: learn only from what beat its cell's baseline
     propose_weight: float = 1.0   # weight of the proposer's advantages; at 9 it has half of an update, as in the paper
     optimizer: str = "adamw"      # adamw | muon
     lr: float = 2e-4              # AdamW; at twice that pass@1 gains more, and pass@16 nothing
@@ -198,7 +199,7 @@ LEAST = {**dict.fromkeys(("seed", "lr_warmup", "references", "micro_tokens", "ev
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
            "proposer": ("train", "frozen", "random", "fixed"), "learner": ("rl", "supervised", "worked"),
            "fill": ("learnable", "uniform"), "proposer_reward": ("learnability", "uncertainty", "valid", "none"),
-           "advantage": ("trr", "group", "global", "none"), "average": ("token", "sequence"),
+           "advantage": trr.MODES, "average": trr.AVERAGES,
            "depths": ("even", "rare"), "optimizer": ("adamw", "muon")}
 TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
@@ -228,7 +229,12 @@ def parse(argv):
     if args.ablation and args.ablation not in (*ABLATIONS, "all"):
         fail(f"unknown ablation {args.ablation!r}: choose one of {', '.join(ABLATIONS)} or all")
     preset = args.preset or ("gpu" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
-    values = {**PRESETS[preset], **(ABLATIONS.get(args.ablation, {}))}
+    row = ABLATIONS.get(args.ablation, {})
+    values = {**PRESETS[preset], **row}
+    clash = [k for k in row if row[k] and k in PRESETS[preset] and getattr(args, k) is None]
+    if clash:                                         # 0 and False mean the same beside every preset
+        fail(f"--ablation {args.ablation} sets {clash[0]} to {row[clash[0]]}, which is meant for the cpu preset: with "
+             f"--preset {preset} (where it is {PRESETS[preset][clash[0]]}) say --{clash[0]} as well")
     if args.ablation and args.ablation != "all":
         values["name"] = args.ablation
     for f in fields(Config):
@@ -290,7 +296,8 @@ def check(cfg):
     if cfg.samples > 64:
         fail("--samples above 64 is not supported")
     if cfg.device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda, but torch sees no CUDA device: use --device cpu, or install a CUDA build of torch")
+        fail("--device cuda, but torch sees no CUDA device: use --device cpu, or install a CUDA build of torch and a "
+             "driver that is new enough for it")
     cfg.device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     if cfg.dtype == "auto":
         # without bfloat16 products in hardware they are emulated, slower than float32
@@ -372,32 +379,17 @@ def on_signal(number, frame):
 # Learning machinery shared by warm-up and self-play
 
 
-def tune_cpu():
-    """On Linux glibc hands large blocks back to the kernel after every step and faults them in again: 10.6k tokens/s
-    against 39.8k with these three settings (a training loop over varying lengths on 2 cores). And oneDNN, which has the
-    matrix products, compiles one for each shape and keeps 1,024, fewer than we have. It reads the setting at its first
-    product."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-4, 0)              # M_MMAP_MAX: no separate mappings
-            libc.mallopt(-1, 2 ** 31 - 1)    # M_TRIM_THRESHOLD: keep what was freed
-            libc.mallopt(-2, 256 << 20)      # M_TOP_PAD: grow in large pieces
-
-
 def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95, eps=1e-8, sharp_lr=None):
     """Muon for the blocks' matrices (half of AdamW's examples for the same accuracy in the warm-up), AdamW for the
-    rest."""
+    rest, with a rate of its own for the sharpness in self-play."""
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-    rest = [p for n, p in model.named_parameters() if p.dim() != 2 or not n.startswith("blocks")]
-    adam = dict(lr=adam_lr, betas=(0.9, beta2), eps=eps, weight_decay=0.0, fused=True)
-    if sharp_lr is not None:                          # self-play: a rate of its own
-        rest = [p for p in rest if p is not model.sharpness]
-    groups = [{"params": rest if muon else matrices + rest}]
-    groups += [{"params": [model.sharpness], "lr": sharp_lr, "eps": 1e-8}] if sharp_lr is not None else []
-    adamw = [torch.optim.AdamW(groups, **adam)]
-    return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0)] + adamw if muon else adamw
+    rest = [p for n, p in model.named_parameters()
+            if n != "sharpness" and (p.dim() != 2 or not n.startswith("blocks"))]
+    adamw = torch.optim.AdamW(
+        [{"params": rest if muon else matrices + rest},
+         {"params": [model.sharpness], "lr": adam_lr if sharp_lr is None else sharp_lr, "eps": 1e-8}],
+        lr=adam_lr, betas=(0.9, beta2), eps=eps, weight_decay=0.0, fused=True)
+    return [torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.0), adamw] if muon else [adamw]
 
 
 def set_lr(optimizers, scale):
@@ -424,8 +416,8 @@ def buckets(lengths, count):
 
 
 def micro_batches(cfg, tokens):
-    """How many micro-batches for so many tokens: each of about cfg.micro_tokens at the most; on a CPU as many for each
-    thread, and two or more, for in one the longest row would be everyone's padding."""
+    """How many micro-batches for so many tokens: each at most about cfg.micro_tokens; on a CPU the same number for each
+    thread, and at least two, because in a single one every row would be padded to the longest."""
     if cfg.device == "cuda":
         return math.ceil(tokens / cfg.micro_tokens)
     return network.THREADS * max(2, math.ceil(tokens / network.THREADS / cfg.micro_tokens))
@@ -439,15 +431,9 @@ def accumulate(model, batches, loss_fn, dtype):
     device = params[0].device.type
     threads = network.THREADS if device == "cpu" else 1
 
-    shares, weight = [[] for _ in range(threads)], [0] * threads
-    for batch in sorted(batches, key=lambda b: -b[0].numel()):    # largest first, to the thread with least to do
-        k = weight.index(min(weight))
-        shares[k].append(batch)
-        weight[k] += batch[0].numel()
-
     def work(k):
         grads, outs = None, []
-        for batch in shares[k]:
+        for batch in batches[k::threads]:
             with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
                 loss, out = loss_fn(model, batch)
             g = torch.autograd.grad(loss, params)
@@ -455,8 +441,7 @@ def accumulate(model, batches, loss_fn, dtype):
             outs.append(out)
         return grads, outs
 
-    parts = list(network._pool(threads).map(work, range(threads))) if threads > 1 else [work(0)]
-    parts = [p for p in parts if p[0] is not None]
+    parts = [p for p in network.threaded(work, range(threads), threads) if p[0] is not None]
     for i, p in enumerate(params):
         p.grad = sum(grads[i] for grads, _ in parts)
     return [out for _, outs in parts for out in outs]
@@ -492,10 +477,10 @@ def base_key(cfg):
     What only self-play uses is left out, so that a change of it finds its base in the cache, and so is what should
     change nothing but rounding (the sampler, the threads)."""
     s, e = selfplay, evaluation
-    code = (s.Draw, s.Task, s.abduction_try, s.ban, s.demo, s.demonstrations, s.draw_programs, s.gold_answer,
-            s.hidden_agree, s.induction_try, s.is_banned, s.join_program, s.judge_answers, s.make_tasks, s.near_miss,
-            s.parse_answer, s.propose_prompt, s.random_op, s.random_program, s.random_value, s.read_trace, s.sample,
-            s.search, s.sections, s.solve_prompt, s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced,
+    code = (s.Draw, s.Task, s.ban, s.demo, s.demonstrations, s.draw_programs, s.gold_answer, s.hidden_agree,
+            s.is_banned, s.join_program, s.judge_answers, s.make_tasks, s.near_miss, s.one_try, s.parse_answer,
+            s.propose_prompt, s.random_op, s.random_program, s.random_value, s.read_trace, s.sample, s.search,
+            s.sections, s.solve_prompt, s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced,
             s.wrong_candidates, network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network.RMSNormGrad,
             network._tokenizer, network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base,
             demo_batches, demo_loss,
@@ -575,7 +560,7 @@ def train_base(cfg, model, ex, banned, out, part):
                         "optimizers": [o.state_dict() for o in optimizers]})
         if STOP["signal"]:
             leave(out)
-    print(f"warm-up: {seconds / 60:.1f} minutes; {hits} drawn programs were the held-out suite's and thrown away")
+    print(f"warm-up: {seconds / 60:.1f} minutes; {hits} generated programs were in the held-out suite and thrown away")
     return seconds
 
 
@@ -599,8 +584,8 @@ def load_weights(model, weights, path):
 class Game:
     """What self-play carries from step to step, beside the weights."""
     buffers: dict                # kind -> deque of Task
-    known: set                   # the novelty gate: programs that were proposed and short enough, whether they ran or
-                                 # not; none of induction's, which is given its program
+    known: set                   # the novelty gate: programs that were proposed and passed the gates before it, whether
+                                 # they ran or not; none of induction's, which is given its program
     rollouts: int = 0            # sampled so far, seeding aside
     held_out: int = 0            # proposals refused because the held-out suite has them
     waiting: dict = field(default_factory=dict)  # previous_step: kind -> how many of its newest the next step solves
@@ -766,8 +751,9 @@ def update(cfg, model, optimizers, batches, loss_fn, total):
     total["read"] += sum(int(b[0].ne(network.PAD).sum()) for b in batches)
     for stats in accumulate(model, batches, loss_fn, cfg.dtype):
         total.update({k: float(v) for k, v in stats.items()})
-    total["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
-    if not math.isfinite(total["grad_norm"]):
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
+    total.update(updates=1, grad_norm=norm)
+    if not math.isfinite(norm):
         raise FloatingPointError("the gradient is not finite")
     for o in optimizers:
         o.step()
@@ -779,8 +765,7 @@ def log_probs(cfg, model, batches):
         idx, tree, *_ = batch
         with torch.no_grad(), torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
             return logprobs(model, idx, tree[2] > 0, tree=tree)[0]
-    spread = network._pool(network.THREADS).map if cfg.device == "cpu" else map
-    return torch.cat(list(spread(work, batches)))
+    return torch.cat(network.threaded(work, batches, network.THREADS if cfg.device == "cpu" else 1))
 
 
 def learn(cfg, model, optimizers, rollouts, adv, rng):
@@ -832,12 +817,8 @@ class Log:
 
 
 def mean(values):
-    values = list(values)
-    return sum(values) / len(values) if values else 0.0
-
-
-def entropy_bits(labels):
-    return sum(c / len(labels) * math.log2(len(labels) / c) for c in Counter(labels).values())
+    """None of none: what was not measured is not 0."""
+    return evaluation.mean(list(values))
 
 
 def measures(cfg, ex, proposals, solves, used, adv, stats):
@@ -859,14 +840,19 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     every = [t for k in kinds for t in valid[k]]
     size = dict(zip((t.program for t in every), ex.complexity([t.program for t in every])))
     row["nodes"], row["cyclomatic"] = ({k: mean(size[t.program][i] for t in valid[k]) for k in kinds} for i in (0, 1))
-    row["distance"] = {k: mean(mean(line not in decode(r.prompt).splitlines() for line in lines)
+    shown = {id(r): decode(r.prompt).splitlines() for r in proposals}
+    row["distance"] = {k: mean(mean(line not in shown[id(r)] for line in lines)
                                for r in cells[f"propose/{k}"] if r.task and r.prompt
                                and (lines := r.task.program.splitlines()[1:-1])) for k in kinds}
     row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
-                        "answers": entropy_bits([t.outputs[0] for t in every])}
-    tokens = max(1, stats["tokens"])
-    row.update(entropy=stats["entropy"] / tokens, kl=stats["kl_after"], mismatch=stats["mismatch"],
-               clipped=stats["clipped"] / tokens, grad_norm=stats["grad_norm"], with_gradient=int((adv != 0).sum()),
+                        "answers": sum(n / len(every) * math.log2(len(every) / n)      # entropy, bits
+                                       for n in Counter(t.outputs[0] for t in every).values())}
+    if stats["tokens"]:                               # of rollouts; imitation has a loss instead
+        row.update({k: stats[k] / stats["tokens"] for k in ("entropy", "clipped")}, kl=stats["kl_after"],
+                   mismatch=stats["mismatch"])
+    else:
+        row["loss"] = stats["loss"] / max(1, stats["updates"])
+    row.update(grad_norm=stats["grad_norm"] / max(1, stats["updates"]), with_gradient=int((adv != 0).sum()),
                learnt=len(used), padding=1 - stats["read"] / max(1, stats["padded"]))
     return row
 
@@ -878,16 +864,20 @@ def memory_mb(cfg):
 
 
 def step_line(cfg, step, row, left):
-    """The step as one line."""
+    """The step as one line; - is what this step did not measure."""
     kinds, s = cfg.kinds.split(","), row["seconds"]
     total = max(1e-9, sum(s.values()))
-    def each(values, form="{:.2f}"):
-        return "/".join(form.format(values[k]).lstrip("0") or "0" for k in kinds)
+
+    def give(value, form=".2f"):
+        return "-" if value is None else f"{value:{form}}"
+
+    def each(values):
+        return "/".join(give(values[k]).removeprefix("0") for k in kinds)
     return (f"step {step + 1:4d}/{cfg.steps} | solve {each(row['solve'])} valid {each(row['valid'])} "
             f"novel {each(row['novel'])} learnable {each(row['learnable'])} | "
-            f"len {each({k: row['length'][f'solve/{k}'] for k in kinds}, '{:.0f}')} H {row['entropy']:.2f} "
-            f"kl {row['kl']:.4f} | {total:.1f}s sample {s['sample'] / total:.0%} exec {s['execute'] / total:.0%} "
-            f"learn {s['learn'] / total:.0%} | {row['tokens_per_s'] / 1e3:.0f}k tok/s "
+            f"len {'/'.join(give(row['length'][f'solve/{k}'], '.0f') for k in kinds)} H {give(row.get('entropy'))} "
+            f"kl {give(row.get('kl'), '.4f')} | {total:.1f}s sample {s['sample'] / total:.0%} "
+            f"exec {s['execute'] / total:.0%} learn {s['learn'] / total:.0%} | {row['tokens_per_s'] / 1e3:.0f}k tok/s "
             f"{row['memory_mb'] / 1024:.1f}GB | {left:.1f} min left")
 
 
@@ -947,8 +937,8 @@ def leave(out):
 
 
 def seeded(cfg, model, ex, banned):
-    """Section 3.3.1: from the identity program alone, the model proposes until every buffer holds seed_tasks tasks (50
-    rounds at the most). Nothing is learnt."""
+    """Section 3.3.1: from the identity program alone, the model proposes until the buffer of each kind that is played
+    holds seed_tasks tasks or more (50 rounds at the most). Nothing is learnt."""
     game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
     for s in range(1, 51):
         fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
@@ -963,6 +953,7 @@ def seeded(cfg, model, ex, banned):
 
 
 def self_play(cfg, model, ex, suite, banned, base_state, out):
+    start = time.time()
     optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99, cfg.adam_eps,
                                  cfg.sharp_lr)
     path, first, spent = os.path.join(out, "ckpt.pt"), 0, 0.0
@@ -972,7 +963,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
     else:
         game = seeded(cfg, model, ex, banned)
     labelled = fixed_set(cfg, ex, banned) if cfg.proposer == "fixed" else []
-    log, start = Log(out, {"selfplay": first}), time.time()
+    log = Log(out, {"selfplay": first})
     small = {key: tasks[:evaluation.SMALL] for key, tasks in suite.items()}
     samples = open(os.path.join(out, "samples.txt"), "a", encoding="utf-8", errors="replace")
     OPEN.append(samples)
@@ -1080,10 +1071,7 @@ def imitate(cfg, model, optimizers, demos, rng):
 
 def run(cfg, out):
     """One whole run in the folder `out`."""
-    tune_cpu()
-    torch.set_num_threads(1)                          # on a CPU our own threads each run whole chunks
-    if cfg.device == "cuda":
-        torch.set_float32_matmul_precision("high")   # TF32; eval.py does the same
+    network.tune(cfg.device)
     torch.manual_seed(cfg.seed)
     started = time.time()
     try:

@@ -25,6 +25,8 @@ Try:  python trr.py            # a worked example to check by hand
 """
 import torch
 
+MODES, AVERAGES = ("trr", "group", "global", "none"), ("token", "sequence")
+
 
 def whiten(r, w, floor):
     """(r - mean) / std, all (N,). r[i] counts w[i] times (1, or the reply's tokens); the std has Bessel's factor.
@@ -51,8 +53,8 @@ def advantages(rewards, cells, groups=None, mode="trr", lengths=None, floor=0.0)
     r = torch.as_tensor(rewards, dtype=torch.float32).clone()
     assert r.dim() == 1 and len(cells) == len(r), f"{len(cells)} cells for rewards of shape {tuple(r.shape)}"
     assert r.isfinite().all(), "a reward is not finite: one NaN would poison its whole cell"
-    if mode not in ("trr", "group", "global", "none"):
-        raise ValueError(f"mode {mode!r}: choose trr, group, global or none")
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r}: choose one of {', '.join(MODES)}")
     if mode == "none":
         return r
     w = torch.ones_like(r) if lengths is None else torch.as_tensor(lengths, dtype=torch.float32)
@@ -78,8 +80,8 @@ def policy_loss(logp, old_logp, adv, mask, clip=0.2, average="token", norm=None)
 
     In the first pass over a batch the ratio is 1 and the gradient is that of -A log p: whitened REINFORCE. The clip
     acts only from the second minibatch or epoch on."""
-    if average not in ("token", "sequence"):
-        raise ValueError(f"average {average!r}: choose token or sequence")
+    if average not in AVERAGES:
+        raise ValueError(f"average {average!r}: choose one of {', '.join(AVERAGES)}")
     mask = mask.to(logp.dtype)
     adv = adv[:, None]
     log_ratio = (logp - old_logp) * mask                      # pads would give exp(garbage)
