@@ -476,21 +476,13 @@ def run_child(jobs, own, area, space, timeout, raise_wall):
 def serve(jobs, *how):
     """The lines of a request. What ends a batch is blamed on the program that ran then only once it has ended a child
     of its own too (a timeout is always its own fault); the programs behind it go to a new child."""
-    lines = [b""] * len(jobs)
-    alone, todo = [], list(range(len(jobs)))
-    while todo:
-        done, end = run_child([jobs[i] for i in todo], False, *how)
-        for i, text in zip(todo, done):
-            lines[i] = text
-            if text.startswith(b"own\t"):
-                alone.append(i)
-        todo = todo[len(done):]
-        if end and todo:
-            i = todo.pop(0)
-            lines[i] = line(end)
-            if end != "timeout":
-                alone.append(i)
-    for i in alone:
+    lines = []
+    while len(lines) < len(jobs):
+        done, end = run_child(jobs[len(lines):], False, *how)
+        lines += done
+        if end and len(lines) < len(jobs):
+            lines.append(line(end if end == "timeout" else "own"))
+    for i in [i for i, text in enumerate(lines) if text.startswith(b"own\t")]:
         for _ in range(3):     # "killed": from outside, say by a system short of memory. Not the program's doing
             done, end = run_child([jobs[i]], True, *how)
             if end != "killed":
