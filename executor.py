@@ -336,8 +336,9 @@ def line(error, value="", key="", loose="", sets=False):
 
 
 def child(jobs, own, area, space, timeout, raise_wall):
-    """The life of a fork; never returns. The timer counts CPU time and its default action kills: no exception that a
-    program could swallow, and C code cannot hold it up. The first 4 bytes of area tell how far it is written."""
+    """The life of a fork; never returns. The timers count CPU time and, against a program that sleeps, wall time. Their
+    default action kills: no exception that a program could swallow, and C code cannot hold it up. The first 4 bytes of
+    area tell how far it is written."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for fd in range(3):
         os.close(fd)
@@ -345,6 +346,7 @@ def child(jobs, own, area, space, timeout, raise_wall):
     end = 4
     for program, args in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
+        signal.setitimer(signal.ITIMER_REAL, patience(timeout))
         sets = args and any(word in args for word in ("{", "set", "hash", "keys", "items"))
         text = line(*judge(program, args, space, own), Last.sets or sets) + b"\n"
         gc.collect(0)           # cycles, which would keep memory that the next program may want
@@ -440,22 +442,20 @@ def wall_stands(raise_wall):
 # The zygote: forks children, watches the clock, reads their records. It never looks into a program.
 
 def patience(timeout):
-    """Wall seconds that one program may take, against a child that sleeps or that got at its timer; a batch may take as
-    many for each of its programs, against one that fakes its progress. Generous: a busy machine must not change a
-    verdict."""
+    """Wall seconds that one program may take. Generous: a busy machine must not change a verdict."""
     return 2 + 10 * timeout
 
 
 class Watch:
-    """What the zygote's clock looks at, once a second: the child, how far it had come, since when, and its last end."""
-    pid, done, since, end, killed = 0, b"", 0.0, 0.0, False
+    """What the zygote's clock looks at, once a second: the child, and when it must have ended. Only one that got at its
+    own timers comes that far."""
+    pid, end = 0, 0.0
 
 
 def run_child(jobs, own, area, space, timeout, raise_wall):
     """-> the lines a child left, and how it ended: '' or an error."""
     area[:4] = bytes(4)
-    Watch.done, Watch.killed, Watch.since = area[:4], False, time.monotonic()
-    Watch.end = Watch.since + len(jobs) * patience(timeout)
+    Watch.end = time.monotonic() + len(jobs) * patience(timeout)
     pid = os.fork()
     if not pid:
         try:
@@ -467,8 +467,8 @@ def run_child(jobs, own, area, space, timeout, raise_wall):
     Watch.pid = 0
     lines = area[4:int.from_bytes(area[:4], "little")].split(b"\n")[:-1][:len(jobs)]     # whole ones, and no more
     if os.WIFSIGNALED(status):
-        ends = {signal.SIGPROF: "timeout", signal.SIGXCPU: "timeout", signal.SIGSYS: "forbidden",
-                signal.SIGKILL: "timeout" if Watch.killed else "killed"}
+        ends = {signal.SIGPROF: "timeout", signal.SIGALRM: "timeout", signal.SIGXCPU: "timeout",
+                signal.SIGKILL: "timeout" if time.monotonic() > Watch.end else "killed", signal.SIGSYS: "forbidden"}
         return lines, ends.get(os.WTERMSIG(status), "crash")
     return lines, "" if lines and status == 0 else "crash"
 
@@ -530,11 +530,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     def tick(signum, frame):
         if os.getppid() != trainer:     # PDEATHSIG would do, but it fires when the *thread* that started us ends.
             os._exit(0)                 # A child dies with us by its own PDEATHSIG
-        now = time.monotonic()
-        if area[:4] != Watch.done:
-            Watch.done, Watch.since = area[:4], now
-        if Watch.pid and (now > Watch.since + patience(timeout) or now > Watch.end):
-            Watch.killed = True
+        if Watch.pid and time.monotonic() > Watch.end:
             os.kill(Watch.pid, signal.SIGKILL)
     signal.signal(signal.SIGALRM, tick)
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
