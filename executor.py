@@ -336,9 +336,9 @@ def line(error, value="", key="", loose="", sets=False):
 
 
 def child(jobs, own, area, space, timeout, raise_wall):
-    """The life of a fork; never returns. The timers count CPU time and, against a program that sleeps, wall time. Their
-    default action kills: no exception that a program could swallow, and C code cannot hold it up. The first 4 bytes of
-    area tell how far it is written."""
+    """The life of a fork. The timers count CPU time and, against a program that sleeps, wall time. Their default action
+    kills: no exception that a program could swallow, and C code cannot hold it up. The first 4 bytes of area tell how
+    far it is written."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for fd in range(3):
         os.close(fd)
@@ -355,7 +355,6 @@ def child(jobs, own, area, space, timeout, raise_wall):
         area[end:end + len(text)] = text
         end += len(text)
         area[:4] = end.to_bytes(4, "little")
-    os._exit(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,19 +422,10 @@ def guard(memory_mb, wall):
 def wall_stands(raise_wall):
     """Behind it a child must be able to compute, fail to open, and die when it forks, signals or makes a socket."""
     libc = ctypes.CDLL(None)
-    for trial, end in ((lambda: bytearray(1 << 20), 0), (lambda: libc.open(b"/", 0) < 0 or os._exit(8), 0),
-                       (os.fork, signal.SIGSYS), (lambda: os.kill(os.getpid(), 0), signal.SIGSYS),
-                       (lambda: libc.socket(2, 1, 0), signal.SIGSYS)):
-        pid = os.fork()
-        if not pid:
-            try:
-                raise_wall(1)
-                trial()
-            finally:
-                os._exit(0)
-        if os.waitpid(pid, 0)[1] != end:
-            return False
-    return True
+    trials = ((lambda: bytearray(1 << 20), 0), (lambda: libc.open(b"/", 0) < 0 or os._exit(8), 0),
+              (os.fork, signal.SIGSYS), (lambda: os.kill(os.getpid(), 0), signal.SIGSYS),
+              (lambda: libc.socket(2, 1, 0), signal.SIGSYS))
+    return all(forked(lambda: (raise_wall(1), trial()), patience(1)) == end for trial, end in trials)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -452,19 +442,25 @@ class Watch:
     pid, end = 0, 0.0
 
 
+def forked(work, seconds):
+    """Do work in a child, which has so many seconds -> how it ended, in the words of os.waitpid."""
+    Watch.end = time.monotonic() + seconds
+    Watch.pid = os.fork()
+    if not Watch.pid:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(Watch.pid, 0)[1]
+    Watch.pid = 0
+    return status
+
+
 def run_child(jobs, own, area, space, timeout, raise_wall):
     """-> the lines a child left, and how it ended: '' or an error."""
     area[:4] = bytes(4)
-    Watch.end = time.monotonic() + len(jobs) * patience(timeout)
-    pid = os.fork()
-    if not pid:
-        try:
-            child(jobs, own, area, space, timeout, raise_wall)
-        finally:
-            os._exit(1)
-    Watch.pid = pid
-    status = os.waitpid(pid, 0)[1]
-    Watch.pid = 0
+    status = forked(lambda: child(jobs, own, area, space, timeout, raise_wall), len(jobs) * patience(timeout))
     lines = area[4:int.from_bytes(area[:4], "little")].split(b"\n")[:-1][:len(jobs)]     # whole ones, and no more
     if os.WIFSIGNALED(status):
         ends = {signal.SIGPROF: "timeout", signal.SIGALRM: "timeout", signal.SIGXCPU: "timeout",
