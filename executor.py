@@ -273,6 +273,7 @@ def allowed_builtins():
 
 ERROR_NAMES = {id(e): e.__name__ for e in vars(builtins).values()
                if isinstance(e, type) and issubclass(e, BaseException)}
+ERROR_NAMES |= {id(MemoryError): "memory", id(NotPlain): "output", id(Forbidden): "forbidden"}
 real_mro = type.__dict__["__mro__"].__get__     # a metaclass may lie about __mro__, __name__ and __hash__
 DECISIONS = (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.match_case)
 
@@ -314,15 +315,11 @@ def judge(program, args, space, own):
         f = space.get("f")
         return ("", *texts(f(*positional, **named))) if callable(f) else ("no_f", "", "", "")
     except BaseException as e:
-        if type(e) is NotPlain or type(e) is Forbidden:
-            error = "output" if type(e) is NotPlain else "forbidden"
-        elif type(e) is MemoryError and not own:       # in a batch a neighbour's leftovers may be to blame
+        error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
+        if error == "memory" and not own:      # in a batch a neighbour's leftovers may be to blame
             error = "own"
-        elif stage == "parse":      # mostly SyntaxError; but the parser has ValueError (NUL), RecursionError and more
-            error = "syntax"
-        else:
-            error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
-            error = "memory" if error == "MemoryError" else error
+        elif stage == "parse" and error not in ("output", "forbidden"):
+            error = "syntax"        # mostly SyntaxError; but the parser has ValueError (NUL), RecursionError and more
         return error, "", "", ""
     finally:
         space.clear()               # f holds its globals, which hold f, and the collector is off
