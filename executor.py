@@ -47,6 +47,7 @@ import ast
 import builtins
 import codecs
 import ctypes
+import functools
 import gc
 import importlib
 import marshal
@@ -289,47 +290,46 @@ def complexity(program):
 FORGET = [importlib.import_module("re").purge, *importlib.import_module("typing")._cleanups]
 
 
-class Last:
-    """The program compiled last: the inputs of one program stand together in a batch, and compile it once."""
-    program, code, lane, sets = "", None, "syntax", False
+def line(error, value="", key="", loose="", sets=False):
+    """A record. repr writes tabs and newlines as \\t and \\n, so fields and lines can be told apart."""
+    return "\t".join((error, value, key, loose, "sets" if sets else "")).encode()
+
+
+@functools.lru_cache(1)     # the inputs of one program stand together in a batch
+def compiled(program, gated):
+    code = compile(program, "<program>", "exec", dont_inherit=True)
+    return code, *(gate(code) if gated else ("own", True))
 
 
 def judge(program, args, space, own):
-    """Run f(args) -> error, value, key, loose; the error "own" asks for a child of its own. All that the program made
-    dies when this returns, with the timer still running: __del__ and `finally` can hang too."""
+    """Run f(args) -> its record; the error "own" asks for a child of its own. All that the program made dies when this
+    returns, with the timer still running: __del__ and `finally` can hang too."""
     space, stage = dict(space), "parse"
     try:
         if program is None:         # an answer, see Executor.literals
-            return "", *texts(literal(ast.parse(args.strip(), mode="eval").body))
+            return line("", *texts(literal(ast.parse(args.strip(), mode="eval").body)))
         if args is None:            # see Executor.complexity
-            return "", *texts(complexity(program))
-        if Last.program != program:
-            Last.program, Last.lane = program, "syntax"
-            Last.code = compile(program, "<program>", "exec", dont_inherit=True)
-            Last.lane, Last.sets = gate(Last.code) if space["__builtins__"] is not builtins else ("own", True)
-        if Last.lane != "batch" and not (Last.lane == "own" and own):
-            return Last.lane, "", "", ""
-        positional, named = arguments(args, Last.code, space)
+            return line("", *texts(complexity(program)))
+        code, lane, sets = compiled(program, space["__builtins__"] is not builtins)
+        if lane != "batch" and not (lane == "own" and own):
+            return line(lane)
+        positional, named = arguments(args, code, space)
         stage = "run"
-        exec(Last.code, space)
+        exec(code, space)
         f = space.get("f")
-        return ("", *texts(f(*positional, **named))) if callable(f) else ("no_f", "", "", "")
+        sets = sets or any(word in args for word in ("{", "set", "hash", "keys", "items"))
+        return line("", *texts(f(*positional, **named)), sets) if callable(f) else line("no_f")
     except BaseException as e:
         error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
         if error == "memory" and not own:      # in a batch a neighbour's leftovers may be to blame
             error = "own"
         elif stage == "parse" and error not in ("output", "forbidden"):
             error = "syntax"        # mostly SyntaxError; but the parser has ValueError (NUL), RecursionError and more
-        return error, "", "", ""
+        return line(error)
     finally:
         space.clear()               # f holds its globals, which hold f, and the collector is off
         for forget in FORGET:
             forget()
-
-
-def line(error, value="", key="", loose="", sets=False):
-    """A record. repr writes tabs and newlines as \\t and \\n, so fields and lines can be told apart."""
-    return "\t".join((error, value, key, loose, "sets" if sets else "")).encode()
 
 
 def child(jobs, own, area, space, timeout, raise_wall):
@@ -344,8 +344,7 @@ def child(jobs, own, area, space, timeout, raise_wall):
     for program, args in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
         signal.setitimer(signal.ITIMER_REAL, patience(timeout))
-        sets = args and any(word in args for word in ("{", "set", "hash", "keys", "items"))
-        text = line(*judge(program, args, space, own), Last.sets or sets) + b"\n"
+        text = judge(program, args, space, own) + b"\n"
         gc.collect(0)           # cycles, which would keep memory that the next program may want
         if end + len(text) > AREA:
             break
@@ -512,7 +511,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     importlib.import_module("unicodedata")     # the compiler wants it for names beyond ASCII
     for _ in range(20):     # the first compile in a process builds tables that otherwise each child would build again
         for sample in "def f(x):\n    return {k: [k] for k in x}", "class C: pass\ndef f(x): return 1 +":
-            Last.program = None
+            compiled.cache_clear()
             judge(sample, "[1, -2.5, 'a', {1: (2,)}]", space, True)
 
     area, requests, answers = mmap.mmap(-1, AREA), open(0, "rb"), open(1, "wb")

@@ -1632,7 +1632,7 @@ class ExecutorTest(unittest.TestCase):
         cases = [
             (reach % ("__builtins__", "f", "e.obj['len'] = lambda s: 42"), "def f(x): return len(x)", "[1]", "1"),
             ("import collections\n" + reach % ("_sys", "collections.namedtuple",
-                                               "e.obj.modules['__main__'].judge = lambda *a: ('', '9', '', '')"),
+                                               "e.obj.modules['__main__'].judge = lambda *a: b'\\t9\\t\\t\\t'"),
              "def f(x): return x + 1", "1", "2"),
             ("from collections.abc import Sequence\ndef f(x): Sequence._abc_registry_clear()", sequence, "'ab'",
              "True"),
