@@ -47,6 +47,7 @@ import ast
 import builtins
 import codecs
 import ctypes
+import dataclasses
 import functools
 import gc
 import importlib
@@ -54,19 +55,20 @@ import marshal
 import mmap
 import opcode
 import os
+import re
 import resource
 import signal
 import struct
 import sys
 import time
 import types
-from dataclasses import dataclass
+import typing
+import unicodedata     # the compiler wants it for names beyond ASCII; nothing can be imported behind the wall
 
 ZYGOTE = __name__ == "__main__" and sys.argv[1:2] == ["--zygote"]
 if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that only the trainer's side needs
     import hashlib
     import random
-    import re
     import subprocess
     import threading
     from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +84,7 @@ SEEDS = (0, 58, 26, 260)   # PYTHONHASHSEED of the zygotes, fixed so that a run 
                            # these the seeds were searched, Python 3.11), of pairs of words 85 to 90 %, as with any four
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Result:
     ok: bool
     value: str = ""    # repr of the output, sets sorted
@@ -287,7 +289,7 @@ def complexity(program):
 
 
 # empties the caches that would keep one program's objects, or show them to the next
-FORGET = [importlib.import_module("re").purge, *importlib.import_module("typing")._cleanups]
+FORGET = [re.purge, *typing._cleanups]
 
 
 def line(error, value="", key="", loose="", sets=False):
@@ -504,11 +506,8 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
                        cp1251 cp1252 iso8859-15 koi8-r shift_jis gbk unicode_escape raw_unicode_escape""".split():
         codecs.lookup(encoding)
     # where dataclasses looks for what an annotation in quotes names; it wants the real ones
-    typing, dataclasses = importlib.import_module("typing"), importlib.import_module("dataclasses")
-    sys.modules["program"] = types.SimpleNamespace(
-        typing=typing, dataclasses=dataclasses, ClassVar=typing.ClassVar, InitVar=dataclasses.InitVar,
-        KW_ONLY=dataclasses.KW_ONLY)
-    importlib.import_module("unicodedata")     # the compiler wants it for names beyond ASCII
+    sys.modules["program"] = types.SimpleNamespace(typing=typing, dataclasses=dataclasses, ClassVar=typing.ClassVar,
+                                                   InitVar=dataclasses.InitVar, KW_ONLY=dataclasses.KW_ONLY)
     for _ in range(20):     # the first compile in a process builds tables that otherwise each child would build again
         for sample in "def f(x):\n    return {k: [k] for k in x}", "class C: pass\ndef f(x): return 1 +":
             compiled.cache_clear()
@@ -546,7 +545,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
 # ---------------------------------------------------------------------------------------------------------------------
 # The trainer's side: text in, text out
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Job:
     program: str             # None for an answer
     args: str                # None for a count of the program's complexity
@@ -610,9 +609,8 @@ class Executor:
     def complexity(self, programs):
         """[(nodes of the syntax tree, cyclomatic number)], (0, 0) for what does not parse. Counted behind the wall too:
         no model text is parsed in this process."""
-        found = [re.fullmatch(r"\((\d{1,9}), (\d{1,9})\)", r.value)
-                 for r in self.run([(program, None) for program in programs], False)]
-        return [tuple(map(int, m.groups())) if m else (0, 0) for m in found]
+        return [tuple(map(int, r.value[1:-1].split(", "))) if r.ok else (0, 0)
+                for r in self.run([(program, None) for program in programs], False)]
 
     def run(self, jobs, check=True):
         """[(program, args), ...] -> [Result, ...], in order. check=False: one run, no test of determinism."""
