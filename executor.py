@@ -562,7 +562,7 @@ class Executor:
 
     def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, cache_mb=64, gate=True):
         self.workers = workers or max(1, (os.cpu_count() or 2) // 2)
-        self.settings = [str(s) for s in (timeout, memory_mb, int(gate), int(not unsafe), os.getpid())]
+        self.settings = repr((timeout, memory_mb, gate, not unsafe, os.getpid()))
         self.cache, self.old_cache, self.cache_size, self.cache_limit = {}, {}, 0, cache_mb << 19
         self.replaced = 0     # zygotes that died and were started again
         self.seconds = 0.0    # spent in run(), all in all
@@ -586,7 +586,7 @@ class Executor:
 
     def start(self, i):
         flags = "-S -s -P -W ignore" if sys.version_info >= (3, 11) else "-S -s -W ignore"     # -I, -E drop the seed
-        return subprocess.Popen([sys.executable, *flags.split(), os.path.abspath(__file__), "--zygote", *self.settings],
+        return subprocess.Popen([sys.executable, *flags.split(), os.path.abspath(__file__), "--zygote", self.settings],
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
                                 env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
 
@@ -796,8 +796,7 @@ def main():
 
 if __name__ == "__main__":
     if ZYGOTE:
-        timeout, memory_mb, gated, wall, trainer = sys.argv[2:]
-        zygote(float(timeout), int(memory_mb), gated == "1", wall == "1", int(trainer))
+        zygote(*ast.literal_eval(sys.argv[2]))
     else:
         try:
             main()
