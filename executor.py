@@ -663,9 +663,7 @@ class Executor:
         data = marshal.dumps([(job.program, job.args) for job in jobs])
         for _ in range(9):
             with self.changed:
-                while not self.free - seen:
-                    self.changed.wait()
-                i = min(self.free - seen)
+                i = min(self.changed.wait_for(lambda: self.free - seen))
                 self.free.remove(i)
             try:
                 z = self.zygotes[i]
