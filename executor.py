@@ -67,6 +67,7 @@ import unicodedata     # the compiler wants it for names beyond ASCII; nothing c
 
 ZYGOTE = __name__ == "__main__" and sys.argv[1:2] == ["--zygote"]
 if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that only the trainer's side needs
+    import contextlib
     import hashlib
     import random
     import subprocess
@@ -692,11 +693,8 @@ class Executor:
 
 
 def bury(z):
-    z.kill()
-    try:
-        z.communicate()     # closes the pipes and waits
-    except ValueError:
-        z.wait()            # its pipes are closed: it died before, and its successor could not be started
+    with contextlib.suppress(BrokenPipeError), z:     # z closes its pipes, one with half a request perhaps, and waits
+        z.kill()
 
 
 def job_key(program, args, check):
