@@ -570,15 +570,12 @@ class Executor:
         if unsafe:
             print("executor: --unsafe_executor: NO KERNEL WALL; programs are held by rlimits and processes only",
                   file=sys.stderr, flush=True)
-        self.zygotes = [self.start(i) for i in range(max(len(SEEDS), 2 * self.workers))]
-        self.free = set(range(len(self.zygotes)))
         self.changed = threading.Condition()     # guards free and the cache
         self.lanes = ThreadPoolExecutor(2 * self.workers)
-        for z in self.zygotes:
-            try:
-                answer = receive(z.stdout).decode()
-            except EOFError:
-                answer = "it did not start"
+        started = self.lanes.map(self.start, range(max(len(SEEDS), 2 * self.workers)))
+        self.zygotes, answers = map(list, zip(*started))
+        self.free = set(range(len(self.zygotes)))
+        for answer in answers:
             if answer != "yes":
                 self.close()
                 raise RuntimeError(f"executor: no seccomp wall stands on this system ({answer}), so model-written "
@@ -586,10 +583,15 @@ class Executor:
                                    "--unsafe_executor (Executor(unsafe=True))")
 
     def start(self, i):
+        """-> a zygote, and what it says of its wall: yes, or why not."""
         flags = "-S -s -P -W ignore" if sys.version_info >= (3, 11) else "-S -s -W ignore"     # -I, -E drop the seed
-        return subprocess.Popen([sys.executable, *flags.split(), os.path.abspath(__file__), "--zygote", self.settings],
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
-                                env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
+        z = subprocess.Popen([sys.executable, *flags.split(), os.path.abspath(__file__), "--zygote", self.settings],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
+                             env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
+        try:
+            return z, receive(z.stdout).decode()
+        except EOFError:
+            return z, "it did not start"
 
     def __enter__(self):
         return self
@@ -676,12 +678,8 @@ class Executor:
                 if not self.zygotes:
                     raise RuntimeError("executor: closed while programs were running")
                 bury(z)
-                self.zygotes[i] = self.start(i)
+                self.zygotes[i], _ = self.start(i)     # if that died too, whoever asks it next will find out
                 self.replaced += 1
-                try:
-                    receive(self.zygotes[i].stdout)     # its "yes"
-                except EOFError:
-                    pass     # killed at birth: whoever asks it next will find out
             except BaseException:     # half a conversation: nobody else may get this answer
                 z.kill()
                 raise
