@@ -74,8 +74,8 @@ if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that on
     import threading
     from concurrent.futures import ThreadPoolExecutor
 
-PROGRAM_BYTES = 8192   # longer programs and inputs are "syntax": bounds the time to compile
-INPUT_BYTES = 4096
+PROGRAM_CHARS = 8192   # longer programs and inputs are "syntax": bounds the time to compile
+INPUT_CHARS = 4096
 OUTPUT_CHARS = 8192    # longer outputs are "output", never cut
 DEPTH = 60             # nesting of an output; also what ends a cyclic one
 AREA = 1 << 20         # bytes of shared memory for the records of a batch; when full, the rest goes to another child
@@ -696,15 +696,10 @@ def bury(z):
 
 
 def job_key(program, args, check):
-    """The name of a job in the cache; None where a text is too long, or no text at all."""
-    try:
-        code, data = (program or "").encode(), (args or "").encode()
-    except UnicodeEncodeError:     # a lone surrogate: no source file could hold it
+    """The name of a job in the cache; None where a text is too long."""
+    if len(program or "") > PROGRAM_CHARS or len(args or "") > (OUTPUT_CHARS if program is None else INPUT_CHARS):
         return None
-    if len(code) > PROGRAM_BYTES or len(data) > (INPUT_BYTES if program is not None else OUTPUT_CHARS):
-        return None
-    head = b"%d %d %d %d " % (check, program is None, args is None, len(code))
-    return hashlib.blake2b(head + code + data, digest_size=16).digest()
+    return hashlib.blake2b(repr((program, args, check)).encode(), digest_size=16).digest()
 
 
 def decode(text):
