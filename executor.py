@@ -584,9 +584,8 @@ class Executor:
 
     def start(self, i):
         """-> a zygote, and what it says of its wall: yes, or why not."""
-        flags = "-S -s -P -W ignore" if sys.version_info >= (3, 11) else "-S -s -W ignore"     # -I, -E drop the seed
-        z = subprocess.Popen([sys.executable, *flags.split(), os.path.abspath(__file__), "--zygote", self.settings],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
+        z = subprocess.Popen([sys.executable, "-S", "-W", "ignore", os.path.abspath(__file__), "--zygote",
+                              self.settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
                              env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
         try:
             return z, receive(z.stdout).decode()
