@@ -340,8 +340,7 @@ def child(jobs, own, area, space, timeout, raise_wall):
     kills: no exception that a program could swallow, and C code cannot hold it up. The first 4 bytes of area tell how
     far it is written."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    for fd in range(3):
-        os.close(fd)
+    os.closerange(0, 3)
     raise_wall(len(jobs) * timeout)
     end = 4
     for program, args in jobs:
@@ -492,9 +491,9 @@ def send(pipe, data):
 
 
 def receive(pipe):
-    size = pipe.read(4)
-    data = pipe.read(int.from_bytes(size, "little"))
-    if len(size) < 4 or len(data) < int.from_bytes(size, "little"):
+    size = int.from_bytes(pipe.read(4), "little")     # 0 where nothing comes any more: no message is empty
+    data = pipe.read(size)
+    if not data or len(data) < size:
         raise EOFError
     return data
 
