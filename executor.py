@@ -724,17 +724,10 @@ def small_programs(n, seed=0):
              + f"    return x + [{i}]", repr([draw.randrange(10) for _ in range(i % 5 + 1)])) for i in range(n)]
 
 
-def bench(seconds=4.0, unsafe=False):
+def bench(unsafe=False):
     """-> programs a second, checked (two runs each or more), beside a fresh interpreter for each (the usual way, one
     run, one after the other) and beside the limit, all cores compiling and running them without any wall, twice; and
     the seconds for 1,000 programs of which 10 are endless, at the default limit."""
-    def per_second(run, jobs, step=1000):
-        start, done = time.perf_counter(), 0
-        while done < len(jobs) and time.perf_counter() - start < seconds / 3:
-            run(jobs[done:done + step])
-            done += step
-        return done / (time.perf_counter() - start)
-
     def fresh(jobs):
         for program, args in jobs:
             subprocess.run([sys.executable, "-c", f"{program}\nprint(repr(f({args})))"], capture_output=True)
@@ -745,15 +738,18 @@ def bench(seconds=4.0, unsafe=False):
             exec(program, space)
             repr(space["f"](*eval(f"({args},)")))
 
-    jobs, mixed = small_programs(40_000), small_programs(1000, seed=1)
+    def seconds(run, jobs):
+        start = time.perf_counter()
+        run(jobs)
+        return time.perf_counter() - start
+
+    jobs, mixed = small_programs(10_000), small_programs(1000, seed=1)
     mixed[::100] = [(f"def f(x):\n    while True:\n        x = {i}", "0") for i in range(10)]
     with Executor(unsafe=unsafe) as ex:
         ex.run(small_programs(500, seed=2))
-        checked = per_second(ex.run, jobs)
-        start = time.perf_counter()
-        ex.run(mixed)
-        endless = time.perf_counter() - start
-    naive, limit = per_second(fresh, jobs, step=5), per_second(bare, jobs) * (os.cpu_count() or 1) / 2
+        checked, endless = len(jobs) / seconds(ex.run, jobs), seconds(ex.run, mixed)
+    naive = 30 / seconds(fresh, jobs[:30])
+    limit = len(jobs) / seconds(bare, jobs) * (os.cpu_count() or 1) / 2
     return {"checked_per_s": checked, "fresh_process_per_s": naive, "ratio": checked / naive,
             "share_of_limit": checked / limit, "endless_1pct_s": endless}
 
@@ -776,7 +772,7 @@ def main():
             print(f"{what:22} -> {r.value if r.ok else r.error}")
         numbers = ex.literals(["1", "1.0", "True"])
         print("1, 1.0, True: keys", *(r.key for r in numbers), "- loose", *(r.loose for r in numbers))
-    b = bench(1.6, unsafe)
+    b = bench(unsafe)
     print(f"{b['checked_per_s']:,.0f} checked programs a second, {b['ratio']:.0f}x a fresh process each;\n"
           f"1,000 programs with 1 % endless: {b['endless_1pct_s']:.2f} s")
 
