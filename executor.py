@@ -336,16 +336,15 @@ def judge(program, args, space, own):
 
 
 def child(jobs, own, area, space, timeout, raise_wall):
-    """The life of a fork. The timers count CPU time and, against a program that sleeps, wall time. Their default action
-    kills: no exception that a program could swallow, and C code cannot hold it up. The first 4 bytes of area tell how
-    far it is written."""
+    """The life of a fork. The timer counts CPU time and its default action kills: no exception that a program could
+    swallow, and C code cannot hold it up. The first 4 bytes of area tell how far it is written."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     os.closerange(0, 3)
     raise_wall(len(jobs) * timeout)
     end = 4
     for program, args in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
-        signal.setitimer(signal.ITIMER_REAL, patience(timeout))
+        signal.setitimer(signal.ITIMER_REAL, 2 + 10 * timeout)     # where no wall stands it might sleep
         text = judge(program, args, space, own) + b"\n"
         gc.collect(0)           # cycles, which would keep memory that the next program may want
         if end + len(text) > AREA:
@@ -359,10 +358,11 @@ def child(jobs, own, area, space, timeout, raise_wall):
 # The kernel wall
 
 # By machine: the audit arch; the calls a child may make (mmap mprotect munmap brk rt_sigreturn mremap madvise setitimer
-# exit futex clock_gettime exit_group getrandom); those that fail politely since honest code causes them (write open
-# openat: compile() looks for the source of a bad line). Any other call kills.
-SYSCALLS = {"x86_64": (0xC000003E, (9, 10, 11, 12, 15, 25, 28, 38, 60, 202, 228, 231, 318), (1, 2, 257)),
-            "aarch64": (0xC00000B7, (222, 226, 215, 214, 139, 216, 233, 103, 93, 98, 113, 94, 278), (64, 56))}
+# exit clock_gettime exit_group getrandom); those that fail politely since honest code causes them (write open openat:
+# compile() looks for the source of a bad line). Any other call kills. None of these waits: a child cannot sleep (one
+# thread needs no futex), and what does not sleep ends by its CPU time.
+SYSCALLS = {"x86_64": (0xC000003E, (9, 10, 11, 12, 15, 25, 28, 38, 60, 228, 231, 318), (1, 2, 257)),
+            "aarch64": (0xC00000B7, (222, 226, 215, 214, 139, 216, 233, 103, 93, 113, 94, 278), (64, 56))}
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 
 
@@ -423,46 +423,32 @@ def wall_stands(raise_wall):
     trials = ((lambda: bytearray(1 << 20), 0), (lambda: libc.open(b"/", 0) < 0 or os._exit(8), 0),
               (os.fork, signal.SIGSYS), (lambda: os.kill(os.getpid(), 0), signal.SIGSYS),
               (lambda: libc.socket(2, 1, 0), signal.SIGSYS))
-    return all(forked(lambda: (raise_wall(1), trial()), patience(1)) == end for trial, end in trials)
+    return all(forked(lambda: (raise_wall(1), trial())) == end for trial, end in trials)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The zygote: forks children, watches the clock, reads their records. It never looks into a program.
+# The zygote: forks children, waits for them, reads their records. It never looks into a program.
 
-def patience(timeout):
-    """Wall seconds that one program may take. Generous: a busy machine must not change a verdict."""
-    return 2 + 10 * timeout
-
-
-class Watch:
-    """What the zygote's clock looks at, once a second: the child, and when it must have ended. Only one that got at its
-    own timers comes that far."""
-    pid, end = 0, 0.0
-
-
-def forked(work, seconds):
-    """Do work in a child, which has so many seconds -> how it ended, in the words of os.waitpid."""
-    Watch.end = time.monotonic() + seconds
-    Watch.pid = os.fork()
-    if not Watch.pid:
+def forked(work):
+    """Do work in a child -> how it ended, in the words of os.waitpid."""
+    pid = os.fork()
+    if not pid:
         try:
             work()
             os._exit(0)
         finally:
             os._exit(1)
-    status = os.waitpid(Watch.pid, 0)[1]
-    Watch.pid = 0
-    return status
+    return os.waitpid(pid, 0)[1]
 
 
 def run_child(jobs, own, area, space, timeout, raise_wall):
     """-> the lines a child left, and how it ended: '' or an error."""
     area[:4] = bytes(4)
-    status = forked(lambda: child(jobs, own, area, space, timeout, raise_wall), len(jobs) * patience(timeout))
+    status = forked(lambda: child(jobs, own, area, space, timeout, raise_wall))
     lines = area[4:int.from_bytes(area[:4], "little")].split(b"\n")[:-1][:len(jobs)]     # whole ones, and no more
     if os.WIFSIGNALED(status):
         ends = {signal.SIGPROF: "timeout", signal.SIGALRM: "timeout", signal.SIGXCPU: "timeout",
-                signal.SIGKILL: "timeout" if time.monotonic() > Watch.end else "killed", signal.SIGSYS: "forbidden"}
+                signal.SIGSYS: "forbidden", signal.SIGKILL: "killed"}
         return lines, ends.get(os.WTERMSIG(status), "crash")
     return lines, "" if lines and status == 0 else "crash"
 
@@ -521,8 +507,6 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     def tick(signum, frame):
         if os.getppid() != trainer:     # PDEATHSIG would do, but it fires when the *thread* that started us ends.
             os._exit(0)                 # A child dies with us by its own PDEATHSIG
-        if Watch.pid and time.monotonic() > Watch.end:
-            os.kill(Watch.pid, signal.SIGKILL)
     signal.signal(signal.SIGALRM, tick)
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
     try:
