@@ -504,10 +504,9 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     kept = [bytes(size) for size in range(0, 480, 16) for _ in range(hash(str(size)) % 64)]
     kept += [types.FunctionType(zygote.__code__, {}) for _ in range(hash("f") % 64)]
 
-    def tick(signum, frame):
-        if os.getppid() != trainer:     # PDEATHSIG would do, but it fires when the *thread* that started us ends.
-            os._exit(0)                 # A child dies with us by its own PDEATHSIG
-    signal.signal(signal.SIGALRM, tick)
+    # Once a second: is the trainer there? PDEATHSIG fires when the *thread* that started us ends, so it is of use only
+    # to our own children, which die with us by it
+    signal.signal(signal.SIGALRM, lambda *_: os.getppid() == trainer or os._exit(0))
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
     try:
         raise_wall = guard(memory_mb, wall)
