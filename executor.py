@@ -364,6 +364,7 @@ def child(jobs, own, area, space, timeout, raise_wall):
 SYSCALLS = {"x86_64": (0xC000003E, (9, 10, 11, 12, 15, 25, 28, 38, 60, 228, 231, 318), (1, 2, 257)),
             "aarch64": (0xC00000B7, (222, 226, 215, 214, 139, 216, 233, 103, 93, 113, 94, 278), (64, 56))}
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
+libc = ctypes.CDLL(None)
 
 
 def seccomp_filter():
@@ -392,7 +393,6 @@ def guard(memory_mb, wall):
             os.setuid(65534)
         except OSError:
             pass              # a container without that right; the seccomp filter does not ask who we are
-    libc = ctypes.CDLL(None)
     if wall:
         libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         all_access = ctypes.c_uint64((1 << 13) - 1)     # Landlock: handle every file access and allow none; an extra
@@ -419,7 +419,6 @@ def guard(memory_mb, wall):
 
 def wall_stands(raise_wall):
     """Behind it a child must be able to compute, fail to open, and die when it forks, signals or makes a socket."""
-    libc = ctypes.CDLL(None)
     trials = ((lambda: bytearray(1 << 20), 0), (lambda: libc.open(b"/", 0) < 0 or os._exit(8), 0),
               (os.fork, signal.SIGSYS), (lambda: os.kill(os.getpid(), 0), signal.SIGSYS),
               (lambda: libc.socket(2, 1, 0), signal.SIGSYS))
