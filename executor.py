@@ -337,7 +337,8 @@ def judge(program, args, space, own):
 
 def child(jobs, own, area, space, timeout, raise_wall):
     """The life of a fork. The timer counts CPU time and its default action kills: no exception that a program could
-    swallow, and C code cannot hold it up. The first 4 bytes of area tell how far it is written."""
+    swallow, and C code cannot hold it up. The first 4 bytes of area tell how far it is written; an IndexError where it
+    is full ends this child like any other mishap."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     os.closerange(0, 3)
     raise_wall(len(jobs) * timeout)
@@ -347,8 +348,6 @@ def child(jobs, own, area, space, timeout, raise_wall):
         signal.setitimer(signal.ITIMER_REAL, 2 + 10 * timeout)     # where no wall stands it might sleep
         text = judge(program, args, space, own) + b"\n"
         gc.collect(0)           # cycles, which would keep memory that the next program may want
-        if end + len(text) > AREA:
-            break
         area[end:end + len(text)] = text
         end += len(text)
         area[:4] = end.to_bytes(4, "little")
@@ -441,15 +440,13 @@ def forked(work):
 
 
 def run_child(jobs, own, area, space, timeout, raise_wall):
-    """-> the lines a child left, and how it ended: '' or an error."""
+    """-> the lines a child left, and why there are no more, as an error."""
     area[:4] = bytes(4)
     status = forked(lambda: child(jobs, own, area, space, timeout, raise_wall))
     lines = area[4:int.from_bytes(area[:4], "little")].split(b"\n")[:-1][:len(jobs)]     # whole ones, and no more
-    if os.WIFSIGNALED(status):
-        ends = {signal.SIGPROF: "timeout", signal.SIGALRM: "timeout", signal.SIGXCPU: "timeout",
-                signal.SIGSYS: "forbidden", signal.SIGKILL: "killed"}
-        return lines, ends.get(os.WTERMSIG(status), "crash")
-    return lines, "" if lines and status == 0 else "crash"
+    ends = {signal.SIGPROF: "timeout", signal.SIGALRM: "timeout", signal.SIGXCPU: "timeout",
+            signal.SIGSYS: "forbidden", signal.SIGKILL: "killed"}
+    return lines, ends.get(os.WTERMSIG(status), "crash")
 
 
 def serve(jobs, *how):
@@ -459,7 +456,7 @@ def serve(jobs, *how):
     while len(lines) < len(jobs):
         done, end = run_child(jobs[len(lines):], False, *how)
         lines += done
-        if end and len(lines) < len(jobs):
+        if len(lines) < len(jobs):
             lines.append(line(end if end == "timeout" else "own"))
     for i in [i for i, text in enumerate(lines) if text.startswith(b"own\t")]:
         for _ in range(3):     # "killed": from outside, say by a system short of memory. Not the program's doing
