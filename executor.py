@@ -46,6 +46,7 @@ Try:  python executor.py         # verdicts on good, endless and hostile program
 import ast
 import builtins
 import codecs
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -67,7 +68,6 @@ import unicodedata     # the compiler wants it for names beyond ASCII; nothing c
 
 ZYGOTE = __name__ == "__main__" and sys.argv[1:2] == ["--zygote"]
 if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that only the trainer's side needs
-    import contextlib
     import hashlib
     import random
     import subprocess
@@ -385,13 +385,10 @@ def guard(memory_mb, wall):
     os.closerange(3, 256)
     sys.stdin = sys.stdout = sys.stderr = None
     sys.meta_path.clear()     # nothing is imported from here on, so nothing looks at the disk
-    if os.getuid() == 0:
-        try:                  # root is exempt from NPROC and may signal anybody: become nobody
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-        except OSError:
-            pass              # a container without that right; the seccomp filter does not ask who we are
+    with contextlib.suppress(OSError):     # root is exempt from NPROC and may signal anybody: become nobody; who may
+        os.setgroups([])                   # not, stays. The seccomp filter does not ask who we are
+        os.setgid(65534)
+        os.setuid(65534)
     if wall:
         libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         all_access = ctypes.c_uint64((1 << 13) - 1)     # Landlock: handle every file access and allow none; an extra
