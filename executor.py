@@ -227,19 +227,19 @@ SET_NAMES = set("set frozenset hash __hash__ keys items KeysView ItemsView".spli
 def gate(code):
     """-> lane (batch, own or forbidden), and whether the result may depend on a hash or an address. Reads code objects,
     not text: these show f-strings, decorators and every form of import, in 2 us; a syntax tree would cost 100."""
-    lane, sets, stack = "batch", False, [code]
-    while stack:
-        code = stack.pop()
-        names, ops = code.co_names, set(code.co_code[::2])
-        tuples = [c for c in code.co_consts if type(c) is tuple] if op("MATCH_CLASS") in ops else []
-        if not all(FORBIDDEN.isdisjoint(n) for n in [names, *tuples]):     # a class pattern keeps names in a tuple
-            return "forbidden", False
-        if not OWN_CHILD_OPS.isdisjoint(ops) or not OWN_CHILD.isdisjoint(names) or any(n[0] == "_" for n in names):
-            lane = "own"
-        kinds = {type(c) for c in code.co_consts}      # `in {1, 2}` is compiled to a frozenset
-        sets = sets or frozenset in kinds or not SET_OPS.isdisjoint(ops) or not SET_NAMES.isdisjoint(names)
+    names, ops, constants, stack = set(), set(), [], [code]
+    for code in stack:
+        names.update(code.co_names)
+        ops.update(code.co_code[::2])
+        constants += code.co_consts
         stack += [c for c in code.co_consts if type(c) is types.CodeType]
-    return lane, sets or lane == "own"                 # what has classes has addresses
+    patterns = [c for c in constants if type(c) is tuple] if op("MATCH_CLASS") in ops else []     # have names
+    if FORBIDDEN & names.union(*patterns):
+        return "forbidden", False
+    if ops & OWN_CHILD_OPS or names & OWN_CHILD or any(n.startswith("_") for n in names):
+        return "own", True                             # what has classes has addresses
+    sets = ops & SET_OPS or names & SET_NAMES or frozenset in map(type, constants)     # `in {1, 2}` holds a frozenset
+    return "batch", bool(sets)
 
 
 def refuse(*args, **kwargs):
