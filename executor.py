@@ -625,12 +625,12 @@ class Executor:
         program did to the next is not repeated."""
         seen = set()
         for job, job.line in zip(jobs, self.ask(jobs, seen)):
-            job.result, job.sets = decode(job.line)
+            job.result, job.sets = read_line(job.line)
         for run in range(1, len(SEEDS) if check else 1):
             jobs = [job for job in reversed(jobs) if job.result.ok and (run == 1 or job.sets)]
             for job, text in zip(jobs, self.ask(jobs, seen) if jobs else ()):
                 if text != job.line:
-                    error = decode(text)[0].error
+                    error = read_line(text)[0].error
                     known = error in ("timeout", "memory", "crash")
                     job.result = Result(False, error=error if known else "nondeterministic")
 
@@ -676,7 +676,7 @@ def job_key(program, args, check):
     return hashlib.blake2b(repr((program, args, check)).encode(), digest_size=16).digest()
 
 
-def decode(text):
+def read_line(text):
     """A line -> its Result, and whether its order may come from a hash. A program that took over its child may have
     written it: it is only text, and only compared."""
     if text.count(b"\t") != 4:
