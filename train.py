@@ -836,6 +836,8 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     row["learnable"] = {k: mean(0 < t.rate < 1 for t in valid[k]) for k in kinds}
     row["rates"] = {k: [sum(round(t.rate * cfg.tries) == c for t in valid[k]) for c in range(cfg.tries + 1)]
                     for k in kinds}
+    row["overclaim"] = {k: mean(selfplay.RIGHT in r.reply for r in cells[f"solve/{k}"] if r.verdict == "wrong")
+                        for k in kinds}
     row["lines"] = {k: mean(t.program.count("\n") - 1 for t in valid[k]) for k in kinds}
     every = [t for k in kinds for t in valid[k]]
     size = dict(zip((t.program for t in every), ex.complexity([t.program for t in every])))
