@@ -2694,7 +2694,8 @@ class TestReadme(unittest.TestCase):
             save_run(run)
             done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), run], capture_output=True, text=True,
                                   cwd=HERE)
-        self.assertRegex(done.stdout, r"\A(\w+ .{13} \d+\.\d\n){12}\Z", done.stderr)
+        line = r"\w+ .{13} \d+\.\d  candidates [\d.]+  wrong ones marked right [\d.]+\n"
+        self.assertRegex(done.stdout, rf"\A({line}){{12}}\Z", done.stderr)
 
     def test_its_diffs_work(self):
         """Each diff the README shows applies to the code as it is, and what it adds runs."""
