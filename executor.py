@@ -39,7 +39,7 @@ takes over its child can state any value of its own f, and read the texts it was
 the recursion or memory limit is accepted. So is, now and then, one that depends on a few low bits of an address or a
 hash, or on the order of a set of two words (one time in eight); and always one that depends on the order of a set of
 None or built-in types, which is this Python's. Total memory is up to 2 x workers x memory_mb. Without seccomp it
-refuses.
+refuses; with unsafe=True a program that takes over its child can hold the trainer up for ever.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
@@ -345,7 +345,8 @@ def child(jobs, own, area, space, timeout, raise_wall):
     end = 4
     for program, args in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
-        signal.setitimer(signal.ITIMER_REAL, 2 + 10 * timeout)     # where no wall stands it might sleep
+        signal.setitimer(signal.ITIMER_REAL, 2 + 10 * timeout)     # without a wall it might sleep. Generous: a busy
+                                                                   # machine must not change a verdict
         text = judge(program, args, space, own) + b"\n"
         gc.collect(0)           # cycles, which would keep memory that the next program may want
         area[end:end + len(text)] = text
