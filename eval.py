@@ -182,17 +182,17 @@ def shares(cell, metric):
     return np.array(right, float) / (1 if metric == "greedy" else cell["samples"])
 
 
-def gain(base, final, metric, counts=None, cells=MEAN_CELLS["all"]):
-    """(final - base as a share, its 95 % interval) over cells; None for what the tables or counts, {"base", "final"} as
-    evaluate collects them, do not give. Paired: how hard a task is cancels out. pass@16 has no interval."""
-    before, after = mean_at(base, metric, *cells), mean_at(final, metric, *cells)
+def gain(result, metric, over="all"):
+    """(final - base as a share, its 95 % interval) over MEAN_CELLS[over]; None for what the result, as eval.json holds
+    it, does not give. Paired: how hard a task is cancels out. pass@16 has no interval."""
+    before, after = (mean_at(result.get(end), metric, *MEAN_CELLS[over]) for end in ("base", "final"))
     if before is None or after is None:
         return None, None
     ci = None
     with suppress(*MISSING):
         if metric != "pass@16":
-            ci = interval([shares(counts["final"][k][d], metric) - shares(counts["base"][k][d], metric)
-                           for k, d in cells])
+            old, new = result["counts"]["base"], result["counts"]["final"]
+            ci = interval([shares(new[k][d], metric) - shares(old[k][d], metric) for k, d in MEAN_CELLS[over]])
     return after - before, ci if ci and max(map(abs, ci)) <= 1 else None
 
 
@@ -227,8 +227,10 @@ def brackets(ci, sign=""):
     return f" [{percent(ci[0], sign)}, {percent(ci[1], sign)}]" if ci else ""
 
 
-def table_lines(base, final, counts=None, people=None):
-    """The before/after table as lines of at most 80 characters, in percent. What is missing shows as '-'."""
+def table_lines(result):
+    """An eval.json's before/after table, lines of at most 80 characters, in percent. What is missing shows as '-'."""
+    base, final, people = map(result.get, ("base", "final", "people"))
+
     def row(label, before, after, *cells):
         text = f"{label:16}"
         for m in METRICS:
@@ -249,7 +251,7 @@ def table_lines(base, final, counts=None, people=None):
         for label in (*KINDS, "all"):
             text = f"{label:9}"
             for m in METRICS:
-                rise, ci = gain(base, final, m, counts, MEAN_CELLS[label])
+                rise, ci = gain(result, m, label)
                 if rise is not None:
                     text += f" {m} {percent(rise, '+'):>5}{brackets(ci).replace(', ', ',')}".ljust(26)
             lines.append(text.rstrip())
@@ -266,7 +268,7 @@ def say_too_long(model, max_new, cells, whose):
 
 def print_result(result, model, max_new):
     """The table of an eval.json, and what was asked without room for an answer."""
-    print("\n".join(table_lines(result.get("base"), result["final"], result["counts"], result["people"])), flush=True)
+    print("\n".join(table_lines(result)), flush=True)
     say_too_long(model, max_new, [c for t in result["final"].values() for c in t.values()], "the suite's")
     say_too_long(model, max_new, result["people"].values(), "people's")
 
@@ -630,9 +632,8 @@ def read_record(path):
         return read_json(path) or {}
     config, result = (read_json(os.path.join(path, f)) or {} for f in ("config.json", "eval.json"))
     steps = [r for r in read_metrics(path) if r.get("phase") != "warmup"]
-    gains = {m: {k: gain(result.get("base"), result.get("final"), m, result.get("counts"), cells)
-                 for k, cells in MEAN_CELLS.items()} for m in METRICS}
-    return {"config": config, **{k: number(steps[-1:], 0, k) for k in ("rollouts", "minutes")}, "gain": gains,
+    return {"config": config, **{k: number(steps, -1, k) for k in ("rollouts", "minutes")},
+            "gain": {m: {k: gain(result, m, k) for k in MEAN_CELLS} for m in METRICS},
             "curve": {m: {k: held_out(steps, result, m, k) for k in KINDS} for m in METRICS[:2]},
             **{k: result.get(k) for k in ("base", "final", "people")}}
 
@@ -1076,7 +1077,7 @@ def tiles(records, result):
     out, last = [], records[-1] if records else {}
     for m in ("pass@1", "greedy"):
         before, after = (mean_at(result.get(end), m, *MEAN_CELLS["all"]) for end, _ in ENDS)
-        rise, ci = gain(result.get("base"), result.get("final"), m, result.get("counts"))
+        rise, ci = gain(result, m)
         if rise is not None:
             out.append((f"{percent(before)} to {percent(after)} %", f"{m} on held-out tasks of depth 1-5: "
                         f"{percent(rise, '+')} points{brackets(ci, '+')}"))
@@ -1118,8 +1119,8 @@ def report(folder):
     section("Before and after, by depth", "On the held-out suite. Whiskers: 95 % bootstrap intervals over tasks.",
             [before_after(result, k) for k in KINDS])
     if isinstance(result.get("final"), dict):
-        text = "\n".join(table_lines(*map(result.get, ("base", "final", "counts", "people"))))
-        body.append(f"<details><summary>the same as a table</summary><pre>{esc(text)}</pre></details>")
+        text = esc("\n".join(table_lines(result)))
+        body.append(f"<details><summary>the same as a table</summary><pre>{text}</pre></details>")
     section("Skill or sharpening", "Share of held-out tasks that at least one of 1, 4 or 16 samples solves.",
             [pass_curve(result, k) for k in KINDS])
     for title, text, charts in CHARTS:

@@ -2112,18 +2112,17 @@ class TestFigures(unittest.TestCase):
                 c = final["counts"][k][d]
                 c["right"] = [r + 1 for r in c["right"]]
                 final["table"][k][d]["pass@1"] += 1 / 16
-        both = {"base": base["counts"], "final": final["counts"]}
-        rise, ci = evaluation.gain(base["table"], final["table"], "pass@1", both)
+        result = evaluation.join(base, final)
+        rise, ci = evaluation.gain(result, "pass@1")
         self.assertAlmostEqual(rise, 1 / 16)
         self.assertEqual(ci, [0.0625, 0.0625])
-        self.assertIsNone(evaluation.gain(base["table"], final["table"], "pass@1")[1])
+        del result["counts"]
+        self.assertIsNone(evaluation.gain(result, "pass@1")[1])
 
     def test_table_fits_80_columns(self):
         """The table fits a terminal, with every figure at its widest, and with a base, people or counts missing."""
         a, b = made_up_measure(0.0), made_up_measure(1.0)
-        joined = evaluation.join(a, b)
-        for lines in (evaluation.table_lines(joined["base"], joined["final"], joined["counts"], joined["people"]),
-                      evaluation.table_lines(None, b["table"]), evaluation.table_lines({}, {}, {}, {})):
+        for lines in map(evaluation.table_lines, (evaluation.join(a, b), {"final": b["table"]}, {})):
             self.assertLessEqual(max(map(len, lines)), 80)
             self.assertGreater(len(lines), 20)
 
