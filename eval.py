@@ -700,13 +700,11 @@ def group_runs(runs):
         for k in ("rollouts", "minutes", "gain pass@16", *(f"gain {m} {k}" for m in METRICS[:2] for k in KINDS)):
             row[k] = mean([r[k] for r in mine])
         row["seed list"] = " ".join(r["seed"] for r in mine)
-        start = json.dumps([setting.get(k, False) for k in BASE_FIELDS if k != "seed"])
-        starts.setdefault(start, []).append(row)
+        starts.setdefault(json.dumps([setting.get(k, False) for k in BASE_FIELDS]), []).append(row)  # seed is in OWN
     for rows in starts.values():
         lead = min(rows, key=lambda r: (r["runs"][0]["name"] != "full", -r["seeds"],
                                         r["runs"][0]["setting"].get("proposer") != "train"))
-        rows.sort(key=lambda r: -r["gain pass@1"])
-        rows.insert(0, rows.pop(rows.index(lead)))
+        rows.sort(key=lambda r: (r is not lead, -r["gain pass@1"]))
         other = {r["seed"]: r for r in lead["runs"]}
         for row in rows:
             for m in COMPARED:
