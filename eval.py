@@ -206,9 +206,7 @@ def measure(model, ex, suite, people, max_new, samples=16):
 
 
 def join(base, final):
-    """What eval.json holds, from measure() of the start network (None: unknown) and of the trained one."""
-    if base is None:
-        return {"final": final["table"], "people": final["people"], "counts": {"final": final["counts"]}}
+    """What eval.json holds, from measure() of the start network and of the trained one."""
     return {"base": base["table"], "final": final["table"],
             "people": {k: {**final["people"][k], "base": base["people"][k]} for k in final["people"]},
             "counts": {"base": base["counts"], "final": final["counts"]}}
@@ -549,7 +547,7 @@ def load_gpt(path, config, state):
 
 
 def load_run(path, device="cpu"):
-    """(config, model, base model or None) of a run's folder; anything torn, flipped or foreign ends in fail()."""
+    """(config, model, base model) of a run's folder; anything torn, flipped or foreign ends in fail()."""
     config = read_json(os.path.join(path, "config.json"))
     if config is None:
         fail(f"{path} has no readable config.json; give the folder of a run (train.py prints it)")
@@ -559,9 +557,7 @@ def load_run(path, device="cpu"):
                  "give the folder of a run of this version")
     file = os.path.join(path, "ckpt.pt")
     data = load(file, ("gpt", "model", "base"))
-    model = load_gpt(file, data["gpt"], data["model"])
-    base = None if data["base"] is None else load_gpt(file, data["gpt"], data["base"]).to(device)
-    return config, model.to(device), base
+    return config, *(load_gpt(file, data["gpt"], data[k]).to(device) for k in ("model", "base"))
 
 
 LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
@@ -1427,10 +1423,8 @@ def main(argv=None):
         suite = build_suite(ex, config["suite_n"], n_inputs, config["large"])
         people = people_suite(ex, n_inputs)
         print(f"{sum(map(len, suite.values()))} held-out tasks and {len(people)} of people's, {1 + samples} "
-              f"replies each, {'one model' if base is None else 'two models'} ...", file=sys.stderr, flush=True)
-        before, after = (None if m is None else measure(m, ex, suite, people, max_new, samples)
-                         for m in (base, model))
-    result = join(before, after)
+              "replies each, two models ...", file=sys.stderr, flush=True)
+        result = join(*(measure(m, ex, suite, people, max_new, samples) for m in (base, model)))
     print_result(result, model, max_new)
     path = os.path.join(args.run, "eval.json")
     if args.write or not os.path.exists(path):
