@@ -1380,21 +1380,20 @@ def bench(folder, unsafe):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="eval.py", description="Measure, compare and show runs.", allow_abbrev=False)
-    parser.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("run", nargs="?", metavar="RUN", help="folder of a run: print its held-out table")
+    one.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
+    one.add_argument("--report", metavar="RUN", help="write RUN/report.html")
+    one.add_argument("--bench", action="store_true", help="measure sampling, learning and executing")
     parser.add_argument("--tasks", metavar="FILE", help="with RUN: measure on a file in CRUXEval's format instead")
-    parser.add_argument("--compare", nargs="+", metavar="RUN", help="table of runs, mean and deviation over seeds")
     parser.add_argument("--keep", metavar="DIR", help="with --compare: leave a small record of each run in DIR; such "
                         "records can stand in a run's place")
-    parser.add_argument("--report", metavar="RUN", help="write RUN/report.html")
-    parser.add_argument("--bench", action="store_true", help="measure sampling, learning and executing")
     parser.add_argument("--out", default="runs", help="where --compare and --bench write (default: runs)")
     parser.add_argument("--write", action="store_true", help="replace RUN/eval.json; else written only if absent")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--unsafe_executor", action="store_true", help="run programs without the kernel wall")
     parser.error = lambda message: fail(f"{message}; see --help")
     args = parser.parse_args(argv)
-    if sum(x is not None for x in (args.run, args.compare, args.report, args.bench or None)) != 1:
-        fail("give one of: RUN, --compare RUN ..., --report RUN, --bench; see --help")
     if args.tasks is not None and args.run is None:
         fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
     if args.bench:
@@ -1403,10 +1402,9 @@ def main(argv=None):
         return compare(args.compare, args.out, args.keep)
     if args.report is not None:
         return print(report(args.report))
-    cuda = args.device != "cpu" and torch.cuda.is_available()
-    if args.device == "cuda" and not cuda:
+    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if args.device not in ("auto", device):
         fail("--device cuda: no CUDA here; leave --device out to use the CPU")
-    device = "cuda" if cuda else "cpu"
     network.tune(device)
     config, model, base = load_run(args.run, device)
     max_new, samples, n_inputs = config["max_new"], config["samples"], config["n_inputs"]
