@@ -1236,49 +1236,44 @@ def made_up_rollouts(prompts, rng):
             for p in prompts for n in rng.choices((4, 8, 20, 40, 60, 80), k=8)]
 
 
-def learning_step(model, cfg, rollouts, dtype, longest):
-    """(what computes the gradient of an update, the tokens it reads); rows up to `longest` share a prompt."""
+def learning_step(model, cfg, rollouts, dtype, shared=True):
+    """(what computes the gradient of an update, the tokens it reads); shared: tries of a task share a row."""
     import train  # train imports this module; by now it is loaded
-    batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg, longest)
+    batches = train.rollout_batches(rollouts, torch.ones(len(rollouts)), cfg, train.SHARED if shared else 0)
     return (lambda: train.accumulate(model, batches, lambda m, b: train.rollout_loss(m, b, cfg), dtype),
             sum(int(b[0].ne(PAD).sum()) for b in batches))
-
-
-TRACED = "+ no Python within a step"
 
 
 def bench_ladders(model, cfg, prompts):
     """(sampling, learning): [(rung, tokens/s)], each rung the one before and one idea; and the share of tokens that
     sharing prompts saves. Learning counts a try's tokens with its prompt, whether it shares that or not."""
-    import train
     threads, cores, mixed = network.THREADS, network.cores(), "+ products in " + cfg.dtype
     many, apart = GPT(replace(model.config, n_kv_head=cfg.n_head)), [p for p in prompts for _ in range(8)]
     naive = seconds(lambda: generate_naive(model, prompts[:4], STEPS, stop=-1), 1, cores)
     sampling = [("sampling: no cache, a row at a time", 4 * STEPS / naive)]
-    trace = network._trace
-    for name, net, asked, tries, dtype, n in (
-            ("+ a cache, 384 rows a step", many, apart, 1, "float32", 1),
-            ("+ tries of a task share its prompt", many, prompts, 8, "float32", 1),
-            ("+ one key and value head", model, prompts, 8, "float32", 1),
-            (mixed, model, prompts, 8, cfg.dtype, 1), ("+ a thread a core", model, prompts, 8, cfg.dtype, threads),
-            (TRACED, model, prompts, 8, cfg.dtype, threads)):
-        network._trace = trace if name == TRACED else \
-            lambda net, dtype, longest, heat: network._Step(net, None, longest, heat)
+    traced, plain = network._trace, lambda net, dtype, longest, heat: network._Step(net, None, longest, heat)
+    for name, net, asked, tries, dtype, n, step in (
+            ("+ a cache, 384 rows a step", many, apart, 1, "float32", 1, plain),
+            ("+ tries of a task share its prompt", many, prompts, 8, "float32", 1, plain),
+            ("+ one key and value head", model, prompts, 8, "float32", 1, plain),
+            (mixed, model, prompts, 8, cfg.dtype, 1, plain),
+            ("+ a thread a core", model, prompts, 8, cfg.dtype, threads, plain),
+            ("+ no Python within a step", model, prompts, 8, cfg.dtype, threads, traced)):
+        network._trace = step
         spent = seconds(lambda: generate(net, asked, STEPS, tries=tries, stop=-1, threads=n, dtype=dtype), 2)
         sampling.append((name, len(apart) * STEPS / spent))
     rollouts = made_up_rollouts(prompts, random.Random(1))
     rows, twin = [r.prompt + r.reply for r in rollouts], copy.deepcopy(model)
     real, learning, adam = sum(map(len, rows)), [], torch.optim.AdamW(twin.parameters(), lr=1e-4)
-    for name, dtype, longest, n in (
-            ("+ rows of like length, reply's logits", "float32", 0, 1), (mixed, cfg.dtype, 0, 1),
-            ("+ tries of a task share a row", cfg.dtype, train.SHARED, 1),
-            ("+ a thread a core", cfg.dtype, train.SHARED, threads)):
+    for name, dtype, shared, n in (
+            ("+ rows of like length, reply's logits", "float32", False, 1), (mixed, cfg.dtype, False, 1),
+            ("+ tries of a task share a row", cfg.dtype, True, 1), ("+ a thread a core", cfg.dtype, True, threads)):
         network.THREADS = n
-        step, read = learning_step(model, cfg, rollouts, dtype, longest)
-        learning.append((name, real / seconds(step, 2)))
+        update, read = learning_step(model, cfg, rollouts, dtype, shared)
+        learning.append((name, real / seconds(update, 2)))
     # last, for torch's own threads may disturb the rungs
-    plain = seconds(lambda: [plain_step(twin, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1, cores)
-    return sampling, [("learning: padded batches, all logits", real / plain), *learning], 1 - read / real
+    padded = seconds(lambda: [plain_step(twin, rows[i:i + 64], adam) for i in range(0, len(rows), 64)], 1, cores)
+    return sampling, [("learning: padded batches, all logits", real / padded), *learning], 1 - read / real
 
 
 def bench_device(cfg, tasks=256, size=8192):
@@ -1293,28 +1288,27 @@ def bench_device(cfg, tasks=256, size=8192):
     b = torch.empty_like(a)                                                 # many copies: one is too short to time
     bandwidth = 40 * a.nbytes / seconds(lambda: [b.copy_(a) for _ in range(20)], 10)     # bytes/s
     prompts = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(tasks)]
-    work = tasks * 8 * STEPS
+    rows = tasks * 8
 
-    def sample():
-        generate(model, prompts, STEPS, tries=8, stop=-1, dtype=cfg.dtype)
-    sample()                                                                # captures the graph
-    graph = work / seconds(sample)
+    def sample():                                                           # the first of 4 times captures the graph
+        return rows * STEPS / seconds(lambda: generate(model, prompts, STEPS, tries=8, stop=-1, dtype=cfg.dtype), 4)
+    graph = sample()
     network._rooms.clear()
     captured, network._capture = network._capture, lambda step, z: step   # the same steps, launched one by one
-    eager = work / seconds(sample)
+    eager = sample()
     network._capture = captured
     network._rooms.clear()
     naive = 2 * STEPS / seconds(lambda: generate_naive(model, prompts[:2], STEPS, stop=-1), 1)
     context = np.mean([len(p) for p in prompts]) + STEPS / 2
     values = 2 * c.n_layer * c.n_kv_head * c.head_dim * context             # cached for a row, on average
-    step_bytes = a.element_size() * (model.num_params() + tasks * 8 * values)
+    step_bytes = a.element_size() * (model.num_params() + rows * values)
     rollouts = made_up_rollouts(prompts * 2, rng)
     real = sum(len(r.prompt) + len(r.reply) for r in rollouts)
-    step, read = learning_step(model, cfg, rollouts, cfg.dtype, train.SHARED)
-    learnt = real / seconds(step)
+    update, read = learning_step(model, cfg, rollouts, cfg.dtype)
+    learnt = real / seconds(update)
     return {"weights": model.num_params(), "peak_tflops": peak / 1e12, "bandwidth_gb_s": bandwidth / 1e9,
             "sampled_tokens_per_s": graph, "eager_tokens_per_s": eager, "naive_tokens_per_s": naive,
-            "share_of_roofline": step_bytes / bandwidth * graph / (tasks * 8), "learnt_tokens_per_s": learnt,
+            "share_of_roofline": step_bytes / bandwidth * graph / rows, "learnt_tokens_per_s": learnt,
             "model_flops_utilisation": 3 * learnt * read / real * flops_per_token(model) / peak}
 
 
