@@ -788,9 +788,8 @@ WIDE, LEFT, TOP, LOW = 420, 52, 28, 204  # a chart's width, and where its axes s
 
 def esc(text):
     """Any text as HTML text: markup escaped, control characters (which could hide or reorder it) made visible."""
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
-                  lambda m: f"\\u{ord(m[0]):04x}", str(text))
-    return html.escape(text)
+    return html.escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
+                              lambda m: f"\\u{ord(m[0]):04x}", str(text)))
 
 
 def ticks(low, high, n=5):
@@ -1068,7 +1067,7 @@ def pick_tasks(records):
 
 def tiles(records, result):
     """The headline figures."""
-    out, last = [], records[-1] if records else {}
+    out = []
     for m in ("pass@1", "greedy"):
         before, after = (mean_at(result.get(end), m, *MEAN_CELLS["all"]) for end, _ in ENDS)
         rise, ci = gain(result, m)
@@ -1076,21 +1075,20 @@ def tiles(records, result):
             out.append((f"{percent(before)} to {percent(after)} %", f"{m} on held-out tasks of depth 1-5: "
                         f"{percent(rise, '+')} points{brackets(ci, '+')}"))
     speeds = [v for r in records if (v := number(r, "tokens_per_s")) is not None]
-    figures = (((number(last, "step") or 0) + 1 if last else None, ",.0f", "steps of self-play"),
-               (number(last, "rollouts"), ",.0f", "rollouts"),
-               (number(last, "minutes"), ".1f", "minutes of self-play"),
-               (mean(speeds), ",.0f", "tokens a second, mean"))
-    out += [(f"{v:{form}}", text) for v, form, text in figures if v is not None]
+    out += [(f"{v:{form}}", text) for v, form, text in (
+        (len(records) or None, ",", "steps of self-play"), (number(records, -1, "rollouts"), ",.0f", "rollouts"),
+        (number(records, -1, "minutes"), ".1f", "minutes of self-play"),
+        (mean(speeds), ",.0f", "tokens a second, mean")) if v is not None]
     return "".join(f'<div class="card"><div class="big">{esc(a)}</div>{esc(b)}</div>' for a, b in out)
 
 
 def report(folder):
     """RUN/report.html from config.json, metrics.jsonl and eval.json, whatever of them there is. Returns its path."""
     everything = read_metrics(folder)
-    config, result = (read_json(os.path.join(folder, f)) for f in ("config.json", "eval.json"))
-    if config is None and not everything:
+    config, result = (read_json(os.path.join(folder, f)) or {} for f in ("config.json", "eval.json"))
+    if not config and not everything:
         fail(f"{folder} holds neither a config.json nor a metrics.jsonl; give the folder of a run")
-    config, result, name = config or {}, result or {}, os.path.basename(os.path.abspath(folder))
+    name = os.path.basename(os.path.abspath(folder))
     records = [r for r in everything if r.get("phase") != "warmup"]
     warm = [r for r in everything if r.get("phase") == "warmup"]
     body = [f"<h1>{esc(name)}: Absolute Zero self-play</h1><p>One small network sets itself tasks, solves them, and "
