@@ -53,6 +53,7 @@ MEAN_DEPTHS = range(1, 6)  # of the figure by which runs are compared; depth 6 i
 DEEP = range(4, 7)         # what the warm-up hardly showed solved
 SMALL = 20                 # tasks a kind and depth of the evaluations along a run
 METRICS = ("greedy", "pass@1", "pass@16")
+ENDS = (("base", "before"), ("final", "after"))  # of self-play: the key in eval.json, and what a reader is told
 BASE_FIELDS = (  # of a run's config: what a start network depends on. Runs that agree in these share it
     "seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty", "patience", "timid",
     "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs", "max_new", "suite_n",
@@ -459,6 +460,8 @@ def people_suite(ex, n_inputs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: a run's folder, and a stranger's
 
+VERSION = 2  # of checkpoints. 1 paired other channels in rotary positions, so its weights would mean something else
+LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
 NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
           "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536)}  # type, least, most
 
@@ -503,9 +506,6 @@ def read_metrics(folder):
             with suppress(ValueError, RecursionError):
                 records.append(json.loads(line))
     return [r for r in records if isinstance(r, dict)]
-
-
-VERSION = 2  # of checkpoints. 1 paired other channels in rotary positions, so its weights would mean something else
 
 
 def load(path, wanted):
@@ -558,9 +558,6 @@ def load_run(path, device="cpu"):
     file = os.path.join(path, "ckpt.pt")
     data = load(file, ("gpt", "model", "base"))
     return config, *(load_gpt(file, data["gpt"], data[k]).to(device) for k in ("model", "base"))
-
-
-LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
 
 
 def read_tasks(ex, path):
@@ -1014,9 +1011,6 @@ def rate_bars(records, kind):
     return chart(kind, "share of tasks", bars, "solve rate of the task", mark="bars", looks=("c0 hollow", "c1"))
 
 
-ENDS = (("base", "before"), ("final", "after"))
-
-
 def before_after(result, kind):
     """By depth, with whiskers: before dashed, after solid."""
     def points(end, m):
@@ -1139,6 +1133,8 @@ def report(folder):
 # ---------------------------------------------------------------------------------------------------------------------
 # Speeds
 
+STEPS = 64  # tokens of a reply in the bench, where all are of one length
+
 
 def plain_step(model, rows, optimizer):
     """One step as nanoGPT would write it: all rows padded to the longest, one float32 batch, logits everywhere."""
@@ -1208,9 +1204,6 @@ def flops_per_token(model, context=80):
     """Forward FLOPs a token: 2 a weight (the embedding is a look-up), plus scores and values over `context`."""
     c = model.config
     return 2 * (model.num_params() - model.embed.weight.numel()) + 4 * c.n_layer * c.n_head * c.head_dim * context
-
-
-STEPS = 64  # tokens of a reply in the bench, where all are of one length
 
 
 def bench_library(model, cfg, prompts):
