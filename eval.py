@@ -706,8 +706,8 @@ def group_runs(runs):
     return sorted(starts.values(), key=lambda rows: (rows[0]["runs"][0]["name"] != "full", -len(rows)))
 
 
-def compare_table(tables, brief=False):
-    """The markdown that --compare prints; the README shows it without the last three columns and lines (brief)."""
+def compare_table(tables):
+    """The markdown that --compare prints."""
     def cell(text):  # a name or a command may hold anything, and | and line ends are markdown's
         return " ".join(str(text).split()).replace("|", "\\|")
 
@@ -723,16 +723,16 @@ def compare_table(tables, brief=False):
     for rows in tables:
         minus = f"minus {cell(rows[0]['name'])}'s"
         head = ["run", "seeds", "pass@1 after", "gain", minus, "greedy, gain", "depths 4-6, gain", minus,
-                "pass@16, gain", "rollouts", "minutes", "command"][:9 if brief else 12]
+                "pass@16, gain", "rollouts", "minutes", "command"]
         lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for r in rows:
             cells = [cell(r["name"]), str(r["seeds"]), give(r["pass@1"], r["pass@1 std"]), rise(r, "pass@1"),
                      over(r, "pass@1"), rise(r, "greedy"), rise(r, "pass@1 deep"), over(r, "pass@1 deep"),
                      percent(r["gain pass@16"], "+"), "-" if r["rollouts"] is None else f"{r['rollouts']:,.0f}",
                      "-" if r["minutes"] is None else f"{r['minutes']:.1f}", r["command"] and f"`{cell(r['command'])}`"]
-            lines.append("| " + " | ".join(cells[:len(head)]) + " |")
+            lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    return "\n".join(lines if brief else lines + [
+    return "\n".join(lines + [
         "Percent right on the held-out suite, mean over kinds and depths 1-5, \u00b1 standard deviation over seeds.",
         "Gain: points over each run's own start network, with its 95 % interval over seeds (over tasks if one seed);",
         "depths 4-6: of pass@1. Minus: the difference to the table's first row on the same seeds, so from the same",
