@@ -870,16 +870,13 @@ def standalone(wide, high, drawn):
 
 def curves_svg(records):
     """Held-out accuracy along self-play, mean over seeds, whiskers from lowest to highest; "" without a curve."""
-    def points_of(record, metric, kind):
-        points = [(number(p, 0), number(p, 1)) for p in listed(record, "curve", metric, kind)]
-        return {x: y for x, y in points if None not in (x, y)}
     out, high = [], 0
     for i, m in enumerate(METRICS[:2]):
         lines = {}
         for k in KINDS:
-            curves = [points_of(r, m, k) for r in records]
-            over = [(x, [c[x] for c in curves]) for x in sorted(set.intersection(*map(set, curves)))]
-            lines[k] = [(x, mean(ys), min(ys), max(ys)) for x, ys in over]
+            curves = [{number(p, 0): number(p, 1) for p in listed(r, "curve", m, k)} for r in records]
+            over = [(x, [c[x] for c in curves]) for x in sorted(set.intersection(*map(set, curves)) - {None})]
+            lines[k] = [(x, mean(ys), min(ys), max(ys)) for x, ys in over if None not in ys]
         drawn, size = plot(f"{m}, share right at depths 1-5", lines, "step of self-play", (0, 1))
         out.append(f'<g transform="translate({i * (WIDE + 10)})">{drawn}</g>')
         high = max(high, size)
