@@ -520,17 +520,17 @@ def search(failed, right, budget, rng, patience):
     replies grow longer."""
     def size(try_):
         return len(demo([], *try_)[1])
-    parts, used, given_up = [], 0, False
+    parts, used = [], 0
     for try_ in failed:
         if used + size(try_) > budget:
             break
         parts += [TRY, *try_, (WRONG, DECISIVE)]
         used += size(try_) + 2
         if rng.random() > patience:
-            given_up = True
-            break
-    given_up = bool(parts) and (given_up or len(failed) == MAX_TRIES or used + size(right) > budget)
-    return (parts, True) if given_up else ([*parts, TRY, *right, (RIGHT, DECISIVE)], False)
+            return parts, True
+    if parts and (len(failed) == MAX_TRIES or used + size(right) > budget):
+        return parts, True
+    return [*parts, TRY, *right, (RIGHT, DECISIVE)], False
 
 
 SHARES = {("propose", "deduction"): 5, ("propose", "abduction"): 5, ("propose", "induction"): 5,   # of the warm-up's
