@@ -426,11 +426,10 @@ class Draw:
     program: str
     lines: list
     words: list
-    type: str
-    depth: int
+    type: str                  # of the inputs
+    value: object              # the first input as data
     inputs: list
-    traces: list               # per input: ([(line, value)], final value)
-    value: object = None       # the first input as data
+    traces: list = None        # per input: ([(line, value)], final value)
 
     def message(self, rng, keep=0.9):
         return "".join(w for w in self.words if rng.random() < keep)
@@ -438,7 +437,8 @@ class Draw:
     def task(self, kind, rng):
         n = len(self.inputs) if kind == "induction" else 1
         outputs = [final for _, final in self.traces[:n]]
-        return Task(kind, self.program, self.inputs[:n], outputs, [], self.message(rng) if n > 1 else "", self.depth)
+        message = self.message(rng) if n > 1 else ""
+        return Task(kind, self.program, self.inputs[:n], outputs, [], message, len(self.lines))
 
 
 def ban(tasks):
@@ -462,27 +462,26 @@ def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
         tried, jobs = [], []
         for slot in todo:
             lines, words, type_ = random_program(rng, depths[slot], large)
-            program = join_program(lines)
             values = [random_value(rng, type_, large) for _ in range(n_inputs)]
-            inputs = [repr(v) for v in values]
-            if is_banned(program, inputs, banned):
+            d = Draw(join_program(lines), lines, words, type_, values[0], [repr(v) for v in values])
+            if is_banned(d.program, d.inputs, banned):
                 hits += 1
                 continue
-            if len(set(inputs)) < n_inputs or len(encode(program)) > MAX_PROGRAM or len(set(lines)) < len(lines):
+            if len(set(d.inputs)) < n_inputs or len(encode(d.program)) > MAX_PROGRAM or len(set(lines)) < len(lines):
                 continue
-            tried.append((slot, program, lines, words, type_, inputs, values[0]))
-            jobs += [(traced(program), i) for i in inputs]
+            tried.append((slot, d))
+            jobs += [(traced(d.program), i) for i in d.inputs]
         results = iter(ex.run(jobs, check=False))  # our own operations are deterministic
-        for slot, program, lines, words, type_, inputs, first in tried:
-            traces = [read_trace(program, next(results)) for _ in inputs]
-            if None in traces or max(len(encode(f)) for _, f in traces) > MAX_VALUE:
+        for slot, d in tried:
+            d.traces = [read_trace(d.program, next(results)) for _ in d.inputs]
+            if None in d.traces or max(len(encode(f)) for _, f in d.traces) > MAX_VALUE:
                 continue
-            if n_inputs > 1 and hidden_agree([f for _, f in traces]):
+            if n_inputs > 1 and hidden_agree([f for _, f in d.traces]):
                 continue
-            path = [inputs[0]] + [v for _, v in traces[0][0]]
+            path = [d.inputs[0]] + [v for _, v in d.traces[0][0]]
             if any(a == b for a, b in zip(path, path[1:])):
                 continue  # an operation that changed nothing adds a line, not depth
-            draws[slot] = Draw(program, lines, words, type_, depths[slot], inputs, traces, first)
+            draws[slot] = d
         todo = [slot for slot in todo if draws[slot] is None]
     return draws, hits
 

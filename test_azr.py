@@ -642,7 +642,7 @@ class TestGame(unittest.TestCase):
     def test_banned_never_drawn(self):
         """No held-out pair, and from depth 2 on no held-out program, is ever drawn for the warm-up."""
         draws, _ = selfplay.draw_programs(self.ex, random.Random(2), [1, 2] * 40)
-        tasks = [Task("deduction", d.program, d.inputs, [], [], depth=d.depth) for d in draws]
+        tasks = [Task("deduction", d.program, d.inputs, [], [], depth=len(d.lines)) for d in draws]
         banned = selfplay.ban(tasks)
         again, hits = selfplay.draw_programs(self.ex, random.Random(2), [1, 2] * 40, banned=banned)
         self.assertGreater(hits, 0)
