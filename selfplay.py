@@ -444,7 +444,6 @@ class Draw:
 def ban(tasks):
     """What may not enter warm-up or self-play: every (program, input) of the tasks, and from depth 2 on their programs.
     (There are so few programs of depth 1 that banning them would leave nothing to learn from.)"""
-    tasks = list(tasks)
     return {t.program for t in tasks if t.depth > 1} | {(t.program, i) for t in tasks for i in t.inputs}
 
 

@@ -1084,7 +1084,7 @@ def run(cfg, out):
         model = new_model(cfg)
         suite = evaluation.build_suite(ex, cfg.suite_n, cfg.n_inputs, cfg.large)
         people = evaluation.people_suite(ex, cfg.n_inputs)
-        banned = selfplay.ban(t for tasks in suite.values() for t in tasks)
+        banned = selfplay.ban([t for tasks in suite.values() for t in tasks])
         print(f"{cfg.device}, {cfg.dtype}, {network.THREADS if cfg.device == 'cpu' else 1} threads | "
               f"{model.num_params():,} weights, vocabulary {network.VOCAB_SIZE} | "
               f"{sum(map(len, suite.values()))} held-out tasks | {cfg.steps} steps of {len(cfg.kinds.split(','))} x "
