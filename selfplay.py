@@ -22,18 +22,16 @@ Where we differ from the paper and from the authors' code:
 4) Length gate (`fault`): else a proposer can make tasks hard by making them long; in an early prototype that
    habit leaked into induction, the solver's role that also writes programs, until it fell to zero. Outputs and prompts
    are bounded in any case.
-5) The n tries that estimate the solve rate are also the solver's training rollouts; the authors throw them away (80 %
-   of what they generate) and sample again.
-6) Answers are compared by canonical keys made in a worker process; nothing a model wrote is ever evaluated in
+5) Answers are compared by canonical keys made in a worker process; nothing a model wrote is ever evaluated in
    the trainer, and no expected output is ever sent to a worker, so an object with a friendly __eq__ wins nothing.
-7) The inputs of an induction task must differ (a hidden pair must not be one of the shown), its hidden outputs must
+6) The inputs of an induction task must differ (a hidden pair must not be one of the shown), its hidden outputs must
    not be all the same (a constant program would do), and a message is words, not code (the paper: anything).
-8) Demonstrated thoughts are execution traces: deduction runs the program line by line, abduction runs it backwards to
+7) Demonstrated thoughts are execution traces: deduction runs the program line by line, abduction runs it backwards to
    an input and forwards to check it, induction writes it while running it. The paper's models think as they please.
-9) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading. Answers of deduction
+8) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading. Answers of deduction
    and abduction are literals; the authors' may be any expression.
-10) An answer that is no literal, no input or no program counts as unparsable, -1 (the authors' code: wrong, -0.5).
-11) A proposer writes its task at once, without a thought; a held-out program is not a valid proposal.
+9) An answer that is no literal, no input or no program counts as unparsable, -1 (the authors' code: wrong, -0.5).
+10) A proposer writes its task at once, without a thought; a held-out program is not a valid proposal.
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
 """

@@ -9,8 +9,8 @@ tries to solve them, and both roles are paid by the executor's verdicts. No gold
 
 Where we differ from the paper and from the authors' code:
 1) The warm-up, in place of a pretrained language model; its grammar and its habits are in selfplay.py, in the open.
-2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors sample twice and drop one
-   lot).
+2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors throw them away, 80 % of
+   what they generate, and sample again).
 3) A task whose tries all earned the same does not say which try was better: it is left out of the solver's update,
    before the cells' means are taken (`skip_flat`). The solver has 64 places a kind; 40 proposals, most of them valid,
    fill half of them, and the others go to tasks of the buffer that some tries solved and some did not (`fill`; paper:
