@@ -50,7 +50,6 @@ PROGRAM, INPUT, OUTPUT, MESSAGE, THINK, TRY, RIGHT, WRONG, ANSWER = (
     ID[f"<|{name}|>"] for name in "program input output message think try right wrong answer".split())
 FIRST_SPECIAL = ID[SPECIAL[0]]
 
-IDENTITY = ("def f(x):\n    return x", "'abc'")  # the zero triplet: all that self-play is seeded with
 MAX_VALUE = 20       # tokens of one input or output; bounds every prompt
 MAX_PROGRAM = 56     # tokens of a program
 MESSAGE_TEXT = re.compile(r"[a-z ]{0,60}")
@@ -247,16 +246,13 @@ def sample(buffer, k, rng):
 
 
 def seed_buffers(ex, size, n_inputs):
-    """A buffer a kind that holds the identity program, the only task that people wrote."""
-    program, arg = IDENTITY
+    """A buffer a kind that holds the identity program (the zero triplet), the only task that people wrote."""
+    program = "def f(x):\n    return x"
     inputs = ["'a'", "1", "[1, 2]", "'bc'", "0", "[3]", "7", "[]", "'d'", "[4, 4]"]
-    made = make_tasks(ex, [(kind, program, inputs[:n_inputs] if kind == "induction" else [arg], "")
+    made = make_tasks(ex, [(kind, program, inputs[:n_inputs] if kind == "induction" else ["'abc'"], "")
                            for kind in KINDS])
-    buffers = {kind: deque(maxlen=size) for kind in KINDS}
-    for task, error in made:
-        assert task, f"the identity program failed: {error}"
-        buffers[task.kind].append(task)
-    return buffers
+    assert all(task for task, _ in made), f"the identity program failed: {made}"
+    return {task.kind: deque([task], size) for task, _ in made}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
