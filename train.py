@@ -595,26 +595,22 @@ PROPOSAL = 112  # tokens of a proposer's reply: a program of 56 and an input of 
 
 
 def generated(cfg, ex, rng, kind, count, banned):
-    """`count` generated tasks, what the controls have in the proposer's place: (draws, the same for make_tasks)."""
+    """[(Draw, Task or None, reason)] of `count` generated tasks, what the controls have in the proposer's place."""
     depths = [rng.randint(1, selfplay.MAX_DEPTH) if cfg.depths == "even" else selfplay.solver_depth(rng)
               for _ in range(count)]
     draws, _ = selfplay.draw_programs(ex, rng, depths, cfg.n_inputs if kind == "induction" else 1, cfg.large, banned)
-    return draws, [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
-
-
-def draw_proposals(cfg, ex, rng, banned):
-    """The generator in the proposer's place: what propose() returns, without replies."""
-    wanted = [w for kind in cfg.kinds.split(",") for w in generated(cfg, ex, rng, kind, cfg.proposals, banned)[1]]
-    return [Rollout("propose", kind, [], [], [], task, verdict=why or "valid")
-            for (kind, *_), (task, why) in zip(wanted, selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new))]
+    wanted = [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
+    made = selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new)
+    return [(d, task, why) for d, (task, why) in zip(draws, made)]
 
 
 def propose(cfg, model, ex, game, banned, step, rng, count):
     """1) + 2) Sample `count` tasks a kind and verify them (the generator draws cfg.proposals). Returns [Rollout]: the
     verdict is 'valid' or the reason why it was refused, the task None unless it is valid."""
-    if cfg.proposer == "random":
-        return draw_proposals(cfg, ex, rng, banned)
     kinds = cfg.kinds.split(",")
+    if cfg.proposer == "random":
+        return [Rollout("propose", kind, [], [], [], task, verdict=why or "valid") for kind in kinds
+                for _, task, why in generated(cfg, ex, rng, kind, cfg.proposals, banned)]
     prompts, sources = [], []
     for kind in kinds:
         for _ in range(count):
@@ -1050,10 +1046,8 @@ def fixed_set(cfg, ex, banned):
     tasks with their gold answers, at once (which is what a label is) or behind a worked thought."""
     rng, kinds, labelled = random.Random(f"{cfg.seed}/fixed"), cfg.kinds.split(","), []
     for kind in kinds:
-        draws, wanted = generated(cfg, ex, rng, kind, cfg.fixed_tasks // len(kinds), banned)
-        made = selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new)
         labelled += [t if cfg.learner == "rl" else selfplay.gold(d, t, cfg.learner == "worked")
-                     for d, (t, _) in zip(draws, made) if t]
+                     for d, t, _ in generated(cfg, ex, rng, kind, cfg.fixed_tasks // len(kinds), banned) if t]
     labelled = [x for x in labelled if cfg.learner == "rl" or len(x[0]) + len(x[1]) <= cfg.block_size]
     if not labelled:
         fail(f"none of {cfg.fixed_tasks} labelled tasks fits --block_size {cfg.block_size}: raise either")
