@@ -1124,7 +1124,7 @@ class TestTrain(unittest.TestCase):
         game = train.Game({k: collections.deque(tasks if k == "deduction" else []) for k in KINDS}, {"p1"}, 9, 1,
                           {"deduction": 2})
         with tempfile.TemporaryDirectory() as tmp:
-            train.checkpoint(cfg, tmp, model, base, optimizers, game, 5, 1.5)
+            train.checkpoint(tmp, model, base, optimizers, game, 5, 1.5)
             other, path = train.make_optimizers(small_model(4), False, 0.0, 0.05, 0.99, 1e-8, 0.02), f"{tmp}/ckpt.pt"
             got, step, minutes = train.restore(cfg, path, small_model(4), base, other)
             said = refusal(self, train.restore, cfg, path, model, small_model(5).state_dict(), other)

@@ -901,13 +901,12 @@ def shown_tasks(proposals, solves):
 # The loop
 
 
-def checkpoint(cfg, out, model, base, optimizers, game, step, minutes):
+def checkpoint(out, model, base, optimizers, game, step, minutes):
     save(os.path.join(out, "ckpt.pt"), {
         "version": VERSION, "gpt": asdict(model.config), "model": model.state_dict(), "base": base,
         "optimizers": [o.state_dict() for o in optimizers], "step": step, "minutes": minutes,
-        "game": {"buffers": {k: [asdict(t) for t in b] for k, b in game.buffers.items()},
-                 "known": sorted(game.known), "rollouts": game.rollouts, "held_out": game.held_out,
-                 "waiting": game.waiting}})
+        "game": {**vars(game), "known": sorted(game.known),
+                 "buffers": {k: [asdict(t) for t in b] for k, b in game.buffers.items()}}})
 
 
 def restore(cfg, path, model, base, optimizers):
@@ -922,8 +921,7 @@ def restore(cfg, path, model, base, optimizers):
             o.load_state_dict({**o.state_dict(), "state": state["state"]})  # rates: config.json's, which may be edited
         g = data["game"]
         buffers = {k: deque((Task(**t) for t in g["buffers"][k]), cfg.buffer_size) for k in KINDS}
-        waiting = {k: int(n) for k, n in g["waiting"].items() if k in KINDS}
-        return Game(buffers, set(g["known"]), g["rollouts"], g["held_out"], waiting), data["step"], data["minutes"]
+        return Game(**{**g, "known": set(g["known"]), "buffers": buffers}), data["step"], data["minutes"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fail(f"{path} is damaged ({type(error).__name__}: {error}): start again with another --out")
 
@@ -1035,7 +1033,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         done, minutes = step + 1, spent + (time.time() - start) / 60
         print(step_line(cfg, step, row, (minutes - spent) / (done - first) * (cfg.steps - done)), flush=True)
         if done % cfg.save_every == 0 or done == cfg.steps or STOP["signal"]:
-            checkpoint(cfg, out, model, base_state, optimizers, game, done, minutes)
+            checkpoint(out, model, base_state, optimizers, game, done, minutes)
         if STOP["signal"]:
             leave(out)
     return game, spent + (time.time() - start) / 60
