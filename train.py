@@ -611,7 +611,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
     if cfg.proposer == "random":
         return [Rollout("propose", kind, [], [], [], task, verdict=why or "valid") for kind in kinds
                 for _, task, why in generated(cfg, ex, rng, kind, cfg.proposals, banned)]
-    prompts, sources = [], []
+    asked = []                                       # (kind, references, prompt)
     for kind in kinds:
         for _ in range(count):
             if kind == "induction":                  # a program of the other two buffers, to be described by pairs
@@ -619,14 +619,13 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
                 references = selfplay.sample(rng.choice(pool), 1, rng)
             else:
                 references = selfplay.sample(game.buffers[kind], cfg.references, rng)
-            while len(prompt := selfplay.propose_prompt(kind, references)) > cfg.block_size - PROPOSAL \
-                    and kind != "induction":
-                references = references[:-1]         # room for the reply
-            prompts.append(prompt)
-            sources.append((kind, references))
-    replies, logps = generate(model, prompts, PROPOSAL, seed=sample_seed(cfg, step, 0), dtype=cfg.dtype)
+                while len(selfplay.propose_prompt(kind, references)) > cfg.block_size - PROPOSAL:
+                    references = references[:-1]     # room for the reply
+            asked.append((kind, references, selfplay.propose_prompt(kind, references)))
+    replies, logps = generate(model, [prompt for *_, prompt in asked], PROPOSAL, seed=sample_seed(cfg, step, 0),
+                              dtype=cfg.dtype)
     proposals, wanted, slots = [], [], []
-    for (kind, references), prompt, reply, logp in zip(sources, prompts, replies, logps):
+    for (kind, references, prompt), reply, logp in zip(asked, replies, logps):
         r = Rollout("propose", kind, prompt, reply, logp, verdict="unparsable")
         proposals.append(r)
         parsed = selfplay.parse_proposal(kind, reply, cfg.n_inputs)
