@@ -208,8 +208,10 @@ def parse(argv):
     """argv -> (Config, options). Order of precedence: a flag, the ablation, the preset, the default."""
     ap = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     ap.error = fail
-    for flag in ("preset", "ablation", "out", "resume"):
-        ap.add_argument("--" + flag)
+    ap.add_argument("--preset", choices=PRESETS)
+    ap.add_argument("--ablation", choices=[*ABLATIONS, "all"])
+    ap.add_argument("--out")
+    ap.add_argument("--resume")
     ap.add_argument("--seeds", type=int, default=0)
     ap.add_argument("-h", "--help", action="store_true")
     for f in fields(Config):
@@ -224,19 +226,13 @@ def parse(argv):
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), [f.name for f in fields(Config)], 1)
         fail(f"unknown flag {unknown[0]!r}" + (f", did you mean --{near[0]}?" if near else "; see --help"))
-    if args.preset and args.preset not in PRESETS:
-        fail(f"unknown preset {args.preset!r}: choose one of {', '.join(PRESETS)}")
-    if args.ablation and args.ablation not in (*ABLATIONS, "all"):
-        fail(f"unknown ablation {args.ablation!r}: choose one of {', '.join(ABLATIONS)} or all")
     preset = args.preset or ("gpu" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
     row = ABLATIONS.get(args.ablation, {})
-    values = {**PRESETS[preset], **row}
+    values = {**PRESETS[preset], "name": args.ablation or "full", **row}
     clash = [k for k in row if row[k] and k in PRESETS[preset] and getattr(args, k) is None]
     if clash:                                         # 0 and False mean the same beside every preset
         fail(f"--ablation {args.ablation} sets {clash[0]} to {row[clash[0]]}, which is meant for the cpu preset: with "
              f"--preset {preset} (where it is {PRESETS[preset][clash[0]]}) say --{clash[0]} as well")
-    if args.ablation and args.ablation != "all":
-        values["name"] = args.ablation
     for f in fields(Config):
         text = getattr(args, f.name)
         if text is not None:
