@@ -1141,7 +1141,7 @@ class TestTrain(unittest.TestCase):
             lines = [json.dumps({"phase": "selfplay", "step": s, "x": 0.1}) + "\n" for s in range(4)]
             with open(f"{tmp}/metrics.jsonl", "w") as f:
                 f.write("".join(lines) + '{"phase": "selfplay", "st')
-            train.Log(tmp, {"selfplay": 3}).file.close()
+            train.rewind_metrics(tmp, "selfplay", 3)
             with open(f"{tmp}/metrics.jsonl") as f:
                 self.assertEqual(f.readlines(), lines[:3])
 

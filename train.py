@@ -359,7 +359,6 @@ def lock(folder):
     return handle
 
 
-OPEN = []  # the folder's lock and the logs, to close on the way out
 STOP = {"signal": 0}
 
 
@@ -520,7 +519,7 @@ def train_base(cfg, model, ex, banned, out, part):
             o.load_state_dict(state)
         first, spent = data["step"], data["seconds"]
         print(f"warm-up resumed at step {first}")
-    log = Log(out, {"warmup": first})
+    rewind_metrics(out, "warmup", first)
     chunk, start, seconds, tokens, hits = 50, time.time(), spent, 0, 0
     for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
                      disable=None):
@@ -546,8 +545,9 @@ def train_base(cfg, model, ex, banned, out, part):
             loss = float(sum(s["loss"] for s in stats))
             if not math.isfinite(loss):
                 fail(f"the warm-up's loss is {loss} at step {step}: lower --warmup_lr (now {cfg.warmup_lr})")
-            log.write({"phase": "warmup", "step": step, "loss": loss, "seconds": round(seconds, 1),
-                       "tokens_per_s": round(tokens / (time.time() - start))})
+            row = {"phase": "warmup", "step": step, "loss": loss, "seconds": round(seconds, 1),
+                   "tokens_per_s": round(tokens / (time.time() - start))}
+            append(out, "metrics.jsonl", json.dumps(row) + "\n")
             if step % (5 * chunk) == 5 * chunk - 1:
                 tqdm.write(f"warm-up {step + 1:5d}/{cfg.warmup_steps} | loss {loss:.3f} | "
                            f"{tokens / (time.time() - start):,.0f} tokens/s | {seconds / 60:.1f} min")
@@ -790,21 +790,16 @@ def kl(old, new):
 # The record: metrics.jsonl, samples.txt, the step line
 
 
-class Log:
-    """metrics.jsonl, one flushed object a line. steps = {phase: step}: lines at or past that step are from after the
-    checkpoint; they are dropped here and will be made again."""
+def rewind_metrics(out, phase, first):
+    """Drop this phase's lines at or past step `first`: they are from after the checkpoint, and will be made again."""
+    kept = [r for r in evaluation.read_metrics(out)
+            if (at := evaluation.number(r, "step")) is not None and (r.get("phase") != phase or at < first)]
+    save(os.path.join(out, "metrics.jsonl"), "".join(json.dumps(r) + "\n" for r in kept))
 
-    def __init__(self, out, steps):
-        path = os.path.join(out, "metrics.jsonl")
-        kept = [r for r in evaluation.read_metrics(out)
-                if (at := evaluation.number(r, "step")) is not None and at < steps.get(str(r.get("phase")), math.inf)]
-        save(path, "".join(json.dumps(r) + "\n" for r in kept))
-        self.file = open(path, "a", encoding="utf-8")
-        OPEN.append(self.file)
 
-    def write(self, row):
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+def append(out, name, text):
+    with open(os.path.join(out, name), "a", encoding="utf-8", errors="replace") as f:
+        f.write(text)
 
 
 def mean(values):
@@ -954,10 +949,8 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
     else:
         game = seeded(cfg, model, ex, banned)
     labelled = fixed_set(cfg, ex, banned) if cfg.proposer == "fixed" else []
-    log = Log(out, {"selfplay": first})
+    rewind_metrics(out, "selfplay", first)
     small = {key: tasks[:evaluation.SMALL] for key, tasks in suite.items()}
-    samples = open(os.path.join(out, "samples.txt"), "a", encoding="utf-8", errors="replace")
-    OPEN.append(samples)
 
     for step in range(first, cfg.steps):
         rng, t0, executing = random.Random(f"{cfg.seed}/{step}"), time.time(), ex.seconds
@@ -1016,15 +1009,14 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             one = rng.choice(used or proposals or solves or [None])
             if one is not None:
                 print(rollout_text(one), flush=True)
-                samples.write(f"step {step}\n{rollout_text(one)}\n")
-                samples.flush()
+                append(out, "samples.txt", f"step {step}\n{rollout_text(one)}\n")
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 and step + 1 < cfg.steps:
             table = evaluation.evaluate(model, ex, small, cfg.max_new, 4)
             row["eval"] = {k: {m: evaluation.mean_at(table, m, *evaluation.MEAN_CELLS[k])
                                for m in ("greedy", "pass@1")} for k in KINDS}
             print(f"held out ({evaluation.SMALL} tasks a kind and depth at most, depths 1-5): " + ", ".join(
                 f"{k} greedy {v['greedy']:.2f} pass@1 {v['pass@1']:.2f}" for k, v in row["eval"].items()), flush=True)
-        log.write(row)
+        append(out, "metrics.jsonl", json.dumps(row) + "\n")
         done, minutes = step + 1, spent + (time.time() - start) / 60
         print(step_line(cfg, step, row, (minutes - spent) / (done - first) * (cfg.steps - done)), flush=True)
         if done % cfg.save_every == 0 or done == cfg.steps or STOP["signal"]:
@@ -1138,15 +1130,15 @@ def main(argv=None):
             os.makedirs(out, exist_ok=True)
         except OSError as error:
             fail(f"cannot make {out}: {error.strerror}")
-    OPEN.append(lock(out))                            # held for as long as the process lives
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     try:
-        if not args.resume:
-            save(os.path.join(out, "config.json"), json.dumps(
-                {**asdict(cfg), "preset": args.preset, "command": "python train.py " + " ".join(argv), **origin(cfg)},
-                indent=1))
-        run(cfg, out)
+        with lock(out):
+            if not args.resume:
+                save(os.path.join(out, "config.json"), json.dumps({
+                    **asdict(cfg), "preset": args.preset, "command": "python train.py " + " ".join(argv),
+                    **origin(cfg)}, indent=1))
+            run(cfg, out)
     except FloatingPointError as error:
         fail(f"{error}: lower lr (now {cfg.lr}) in {out}/config.json, then go on from the last checkpoint with "
              f"python train.py --resume {out}")
@@ -1157,9 +1149,6 @@ def main(argv=None):
         if error.errno in (28, 30):  # disk full, read-only file system
             fail(f"{error.strerror} while writing to {out}: make room, then  python train.py --resume {out}")
         raise
-    finally:
-        while OPEN:
-            OPEN.pop().close()
 
 
 if __name__ == "__main__":
