@@ -300,12 +300,13 @@ def logprobs(model, idx, mask, tree=None):
     return logp.gather(-1, idx[mask][:, None])[:, 0], entropy
 
 
-def pad_rows(rows, multiple=8):
-    """Lists of ids -> (B, T) right-padded, T rounded up to `multiple`, so that few distinct shapes occur."""
+def pad_rows(rows, multiple=8, fill=PAD):
+    """Lists of ids, or of what else has the type of `fill` -> (B, T) right-padded, T rounded up to `multiple`, so that
+    few distinct shapes occur."""
     T = -(-max(map(len, rows)) // multiple) * multiple
-    out = torch.full((len(rows), T), PAD, dtype=torch.long)
+    out = torch.full((len(rows), T), fill)
     for i, row in enumerate(rows):
-        out[i, :len(row)] = torch.tensor(row, dtype=torch.long)
+        out[i, :len(row)] = torch.tensor(row, dtype=out.dtype)
     return out
 
 

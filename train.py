@@ -452,10 +452,7 @@ def demo_batches(demos, cfg):
     lengths = [len(prompt) + len(reply) for prompt, reply, _ in demos]
     for rows in buckets(lengths, micro_batches(cfg, sum(lengths))):
         idx = pad_rows([demos[i][0] + demos[i][1] for i in rows])
-        weights = torch.zeros(idx.shape)
-        for j, i in enumerate(rows):
-            prompt, reply, w = demos[i]
-            weights[j, len(prompt):len(prompt) + len(reply)] = torch.tensor(w, dtype=torch.float32)
+        weights = pad_rows([[0] * len(demos[i][0]) + demos[i][2] for i in rows], fill=0.0)
         batches.append((idx.to(cfg.device), weights.to(cfg.device), norm))
     return batches
 
