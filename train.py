@@ -48,6 +48,7 @@ from collections import Counter, deque
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 import eval as evaluation
@@ -684,16 +685,21 @@ SHARED = 256  # tokens of a row that tries share: without sharing an update take
 
 
 def shared_rows(rollouts, longest):
-    """[[index]] of rollouts with one prompt, which may share a row: prompt, reply, reply, ... The tries of a task read
-    the same one, which is about as long as a reply. Rows stop at `longest` tokens: attention is quadratic."""
-    rows, open_row = [], {}                                        # prompt -> (its row, tokens in it)
+    """Rollouts with one prompt may share a row: prompt, reply, reply, ... The tries of a task read the same one, which
+    is about as long as a reply. Rows stop at `longest` tokens: attention is quadratic. Each row is five lists: which
+    rollouts, and of each token its id, position, predecessor and branch (GPT.forward)."""
+    rows, open_row = [], {}                                        # prompt -> its row
     for i, r in enumerate(rollouts):
-        row, used = open_row.get(tuple(r.prompt), (None, 0))
-        if row is None or used + len(r.reply) > longest:
-            row, used = [], len(r.prompt)
+        P, row = len(r.prompt), open_row.get(tuple(r.prompt))
+        if row is None or len(row[1]) + len(r.reply) > longest:
+            row = open_row[tuple(r.prompt)] = [], [*r.prompt], [*range(P)], [0, *range(P - 1)], [0] * P
             rows.append(row)
-        row.append(i)
-        open_row[tuple(r.prompt)] = row, used + len(r.reply)
+        mine, ids, position, previous, branch = row
+        mine.append(i)
+        position += range(P, P + len(r.reply))
+        previous += [P - 1, *range(len(ids), len(ids) + len(r.reply) - 1)]     # its first token follows the prompt
+        branch += [len(mine)] * len(r.reply)
+        ids += r.reply
     return rows
 
 
@@ -703,25 +709,14 @@ def rollout_batches(rollouts, adv, cfg, longest=SHARED):
     a reply, in the order in which replies stand in idx."""
     norm = sum(len(r.reply) for r in rollouts) if cfg.average == "token" else len(rollouts)
     rows, batches = shared_rows(rollouts, longest), []
-    lengths = [len(rollouts[row[0]].prompt) + sum(len(rollouts[i].reply) for i in row) for row in rows]
+    lengths = [len(ids) for _, ids, *_ in rows]
     for part in buckets(lengths, micro_batches(cfg, sum(lengths))):
-        mine = [i for k in part for i in rows[k]]
-        idx = pad_rows([rollouts[rows[k][0]].prompt + sum((rollouts[i].reply for i in rows[k]), []) for k in part])
-        position, previous, branch = torch.zeros(3, *idx.shape, dtype=torch.long)
-        mask = torch.zeros(len(mine), max(len(rollouts[i].reply) for i in mine), dtype=torch.bool)
-        old, n = torch.zeros(mask.shape), 0
-        for j, k in enumerate(part):
-            at = P = len(rollouts[rows[k][0]].prompt)
-            position[j, :P], previous[j, 1:P] = torch.arange(P), torch.arange(P - 1)
-            for b, i in enumerate(rows[k], 1):
-                size = len(rollouts[i].reply)
-                span = slice(at, at + size)
-                position[j, span], previous[j, span] = torch.arange(P, P + size), torch.arange(at - 1, at + size - 1)
-                previous[j, at], branch[j, span] = P - 1, b
-                mask[n, :size], old[n, :size] = True, torch.tensor(rollouts[i].logp)
-                at, n = at + size, n + 1
-        batches.append((*(z.to(cfg.device) for z in (idx, torch.stack([position, previous, branch]), mask, old,
-                                                     adv[mine])), norm))
+        which, ids, *tree = zip(*(rows[k] for k in part))
+        mine = sum(which, [])
+        tree = torch.stack([pad_rows(lists, fill=0) for lists in tree])
+        old = pad_sequence([torch.tensor(rollouts[i].logp) for i in mine], batch_first=True)
+        mask = pad_sequence([torch.ones(len(rollouts[i].reply), dtype=torch.bool) for i in mine], batch_first=True)
+        batches.append((*(z.to(cfg.device) for z in (pad_rows(ids), tree, mask, old, adv[mine])), norm))
     return batches
 
 
