@@ -428,16 +428,16 @@ def accumulate(model, batches, loss_fn, dtype):
     threads = network.THREADS if device == "cpu" else 1
 
     def work(k):
-        grads, outs = None, []
+        grads, outs = [torch.zeros_like(p) for p in params], []
         for batch in batches[k::threads]:
             with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
                 loss, out = loss_fn(model, batch)
-            g = torch.autograd.grad(loss, params)
-            grads = list(g) if grads is None else [a.add_(b) for a, b in zip(grads, g)]
+            for total, g in zip(grads, torch.autograd.grad(loss, params)):
+                total.add_(g)
             outs.append(out)
         return grads, outs
 
-    parts = [p for p in network.threaded(work, range(threads), threads) if p[0] is not None]
+    parts = network.threaded(work, range(threads), threads)
     for i, p in enumerate(params):
         p.grad = sum(grads[i] for grads, _ in parts)
     return [out for _, outs in parts for out in outs]
