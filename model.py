@@ -89,8 +89,7 @@ def _tokenizer():
 
 TOKENIZER, ID = _tokenizer()  # ID["<|end|>"] -> token id
 VOCAB_SIZE = TOKENIZER.n_vocab
-PAD, END = ID["<|pad|>"], ID["<|end|>"]
-assert PAD != END, "the end token must keep its gradient, so it cannot double as padding"
+PAD, END = ID["<|pad|>"], ID["<|end|>"]  # two, because the end token is learnt and padding is not
 # on Hopper torch prefers cuDNN's attention, which builds a plan for each new shape (we have hundreds, up to a second
 # each) and whose backward pass with a mask had a NaN bug (pytorch issue 196678): flash and memory-efficient serve us
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -284,7 +283,6 @@ class GPT(nn.Module):
 
     def num_params(self):
         return sum(p.numel() for p in self.parameters())
-
 
 
 def logprobs(model, idx, mask, tree=None):
@@ -679,9 +677,6 @@ def _capture(step, z):
         return step
     finally:
         rewind()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def main():

@@ -609,9 +609,6 @@ def gold(draw, task, worked):
     return demo(solve_prompt(task), *thought, ANSWER, gold_answer(task), END)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def main():
     """One prompt, reply, parse and reward for each of the six role x kind cells, the replies from the generator."""
     rng, n = random.Random(3), 4
