@@ -802,27 +802,26 @@ def mean(values):
 def measures(cfg, ex, proposals, solves, used, adv, stats):
     """Everything one step says about itself, over valid proposals only where it is about tasks. Keys as in README."""
     kinds, row = cfg.kinds.split(","), {}
-    cells = {f"{role}/{kind}": [r for r in rs if r.kind == kind]
-             for role, rs in (("propose", proposals), ("solve", solves)) for kind in kinds}
-    valid = {k: [r.task for r in cells[f"propose/{k}"] if r.task] for k in kinds}
-    row["solve"] = {k: mean(r.verdict == "right" for r in cells[f"solve/{k}"]) for k in kinds}
+    proposed, solved = ({k: [r for r in rs if r.kind == k] for k in kinds} for rs in (proposals, solves))
+    cells = {f"{role}/{k}": rs[k] for role, rs in (("propose", proposed), ("solve", solved)) for k in kinds}
+    valid = {k: [r.task for r in proposed[k] if r.task] for k in kinds}
+    row["solve"] = {k: mean(r.verdict == "right" for r in solved[k]) for k in kinds}
     row["reward"] = {c: mean(r.reward for r in rs) for c, rs in cells.items()}
     row["length"] = {c: mean(len(r.reply) for r in rs) for c, rs in cells.items()}
     row["verdicts"] = {c: dict(Counter(r.verdict for r in rs)) for c, rs in cells.items()}
-    row["valid"] = {k: mean(r.verdict == "valid" for r in cells[f"propose/{k}"]) for k in kinds}
-    row["novel"] = {k: mean(not r.known for r in cells[f"propose/{k}"] if r.verdict != "unparsable") for k in kinds}
+    row["valid"] = {k: mean(r.verdict == "valid" for r in proposed[k]) for k in kinds}
+    row["novel"] = {k: mean(not r.known for r in proposed[k] if r.verdict != "unparsable") for k in kinds}
     row["learnable"] = {k: mean(0 < t.rate < 1 for t in valid[k]) for k in kinds}
     row["rates"] = {k: [sum(round(t.rate * cfg.tries) == c for t in valid[k]) for c in range(cfg.tries + 1)]
                     for k in kinds}
-    row["overclaim"] = {k: mean(selfplay.RIGHT in r.reply for r in cells[f"solve/{k}"] if r.verdict == "wrong")
-                        for k in kinds}
+    row["overclaim"] = {k: mean(selfplay.RIGHT in r.reply for r in solved[k] if r.verdict == "wrong") for k in kinds}
     row["lines"] = {k: mean(t.program.count("\n") - 1 for t in valid[k]) for k in kinds}
     every = [t for k in kinds for t in valid[k]]
     size = dict(zip((t.program for t in every), ex.complexity([t.program for t in every])))
     row["nodes"], row["cyclomatic"] = ({k: mean(size[t.program][i] for t in valid[k]) for k in kinds} for i in (0, 1))
     shown = {id(r): decode(r.prompt).splitlines() for r in proposals}
     row["distance"] = {k: mean(mean(line not in shown[id(r)] for line in lines)
-                               for r in cells[f"propose/{k}"] if r.task and r.prompt
+                               for r in proposed[k] if r.task and r.prompt
                                and (lines := r.task.program.splitlines()[1:-1])) for k in kinds}
     row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
                         "answers": sum(n / len(every) * math.log2(len(every) / n)      # entropy, bits
