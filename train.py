@@ -669,16 +669,14 @@ def solve(cfg, model, ex, tasks, step):
     prompts = [selfplay.solve_prompt(t) for t in tasks]
     replies, logps = generate(model, prompts, cfg.max_new, tries=cfg.tries, seed=sample_seed(cfg, step, 1),
                               dtype=cfg.dtype)
-    groups = [g for g in range(len(tasks)) for _ in range(cfg.tries)]
-    rollouts = [Rollout("solve", tasks[g].kind, prompts[g], reply, logp, tasks[g], g, selfplay.parse_answer(reply))
-                for g, reply, logp in zip(groups, replies, logps)]
-    for r, verdict in zip(rollouts, selfplay.judge_answers(ex, [r.task for r in rollouts],
-                                                           [r.answer for r in rollouts])):
-        r.verdict, r.reward = verdict, selfplay.SOLVE_REWARD[verdict]
+    asked = [(g, task) for g, task in enumerate(tasks) for _ in range(cfg.tries)]
+    answers = [selfplay.parse_answer(reply) for reply in replies]
+    verdicts = selfplay.judge_answers(ex, [task for _, task in asked], answers)
     for g, task in enumerate(tasks):
-        mine = rollouts[g * cfg.tries:(g + 1) * cfg.tries]
-        task.rate = sum(r.verdict == "right" for r in mine) / cfg.tries
-    return rollouts
+        task.rate = verdicts[g * cfg.tries:(g + 1) * cfg.tries].count("right") / cfg.tries
+    return [Rollout("solve", task.kind, prompts[g], reply, logp, task, g, answer, verdict,
+                    selfplay.SOLVE_REWARD[verdict])
+            for (g, task), reply, logp, answer, verdict in zip(asked, replies, logps, answers, verdicts)]
 
 
 SHARED = 256  # tokens of a row that tries share: without sharing an update takes 1.4 times as long, at 512 1.1 times
