@@ -186,7 +186,7 @@ def shares(cell, metric):
 def gain(result, metric, over="all"):
     """(final - base as a share, its 95 % interval) over MEAN_CELLS[over]; None for what the result, as eval.json holds
     it, does not give. Paired: how hard a task is cancels out. pass@16 has no interval."""
-    before, after = (mean_at(result.get(end), metric, *MEAN_CELLS[over]) for end in ("base", "final"))
+    before, after = (mean_at(result.get(end), metric, *MEAN_CELLS[over]) for end, _ in ENDS)
     if before is None or after is None:
         return None, None
     ci = None
@@ -460,7 +460,7 @@ def people_suite(ex, n_inputs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: a run's folder, and a stranger's
 
-VERSION = 2  # of checkpoints. 1 paired other channels in rotary positions, so its weights would mean something else
+VERSION = 3  # of checkpoints. 1 paired other channels in rotary positions; 2 had two more fields in GPTConfig
 LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
 NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
           "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536)}  # type, least, most

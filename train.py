@@ -613,9 +613,10 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
                 references = selfplay.sample(rng.choice(pool), 1, rng)
             else:
                 references = selfplay.sample(game.buffers[kind], cfg.references, rng)
-                while len(selfplay.propose_prompt(kind, references)) > cfg.block_size - PROPOSAL:
-                    references = references[:-1]     # room for the reply
-            asked.append((kind, references, selfplay.propose_prompt(kind, references)))
+            while len(prompt := selfplay.propose_prompt(kind, references)) > cfg.block_size - PROPOSAL \
+                    and kind != "induction":
+                references = references[:-1]         # room for the reply
+            asked.append((kind, references, prompt))
     replies, logps = generate(model, [prompt for *_, prompt in asked], PROPOSAL, seed=sample_seed(cfg, step, 0),
                               dtype=cfg.dtype)
     proposals, wanted, slots = [], [], []
@@ -824,10 +825,10 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
                         "answers": sum(n / len(every) * math.log2(len(every) / n)      # entropy, bits
                                        for n in Counter(t.outputs[0] for t in every).values())}
-    if stats["tokens"]:                               # of rollouts; imitation has a loss instead
-        row.update({k: stats[k] / stats["tokens"] for k in ("entropy", "clipped")}, kl=stats["kl_after"],
+    if cfg.learner == "rl":
+        row.update({k: stats[k] / max(1, stats["tokens"]) for k in ("entropy", "clipped")}, kl=stats["kl_after"],
                    mismatch=stats["mismatch"])
-    else:
+    else:                                             # imitation samples nothing, and has a loss instead
         row["loss"] = stats["loss"] / max(1, stats["updates"])
     row.update(grad_norm=stats["grad_norm"] / max(1, stats["updates"]), with_gradient=int((adv != 0).sum()),
                learnt=len(used), padding=1 - stats["read"] / max(1, stats["padded"]))
