@@ -112,26 +112,27 @@ def fits(model, prompt, max_new):
     return len(prompt) + max_new <= model.config.block_size
 
 
-def attempt(model, ex, tasks, max_new, temperature, tries):
+def attempt(model, ex, tasks, max_new, temperature, tries, dtype):
     """Whether sampled solutions are right, (len(tasks), tries) bool. A prompt that leaves no room for max_new tokens is
     not asked and counts as wrong."""
     prompts = [solve_prompt(t) for t in tasks]
     asked = [i for i, p in enumerate(prompts) if fits(model, p, max_new)]
-    replies, _ = generate(model, [prompts[i] for i in asked], max_new, temperature, tries, SUITE_SEED)
+    replies, _ = generate(model, [prompts[i] for i in asked], max_new, temperature, tries, SUITE_SEED,
+                          dtype=dtype)
     verdicts = judge_answers(ex, [tasks[i] for i in asked for _ in range(tries)], [parse_answer(r) for r in replies])
     right = np.zeros((len(tasks), tries), bool)
     right[asked] = np.array([v == "right" for v in verdicts], bool).reshape(len(asked), tries)
     return right
 
 
-def evaluate(model, ex, suite, max_new, samples=16, counts=None):
+def evaluate(model, ex, suite, max_new, samples=16, dtype="float32", counts=None):
     """{kind: {depth: {"greedy", "pass@1", "pass@4", "pass@16", intervals "..._ci", "n", "too_long"}}} on a suite as
     build_suite makes it. counts, a dict, collects for each task whether the greedy reply was right and how many
     samples were, which paired intervals need: {kind: {depth: {"greedy": [0 or 1], "right": [0..samples], "samples":
-    samples}}}."""
+    samples}}}. dtype: of the matrix products, best that of self-play, whose policy it is."""
     keys, tasks = list(suite), [t for key in suite for t in suite[key]]
-    greedy = attempt(model, ex, tasks, max_new, 0.0, 1)
-    sampled = attempt(model, ex, tasks, max_new, 1.0, samples)
+    greedy = attempt(model, ex, tasks, max_new, 0.0, 1, dtype)
+    sampled = attempt(model, ex, tasks, max_new, 1.0, samples, dtype)
     table, start = {}, 0
     for kind, depth in keys:
         n = len(suite[kind, depth])
@@ -197,12 +198,12 @@ def gain(result, metric, over="all"):
     return after - before, ci if ci and max(map(abs, ci)) <= 1 else None
 
 
-def measure(model, ex, suite, people, max_new, samples=16):
+def measure(model, ex, suite, people, max_new, samples, dtype):
     """All that one model is asked, as JSON, so that a base's may be kept beside its weights for every run from it."""
     counts = {}
-    table = evaluate(model, ex, suite, max_new, samples, counts=counts)
+    table = evaluate(model, ex, suite, max_new, samples, dtype, counts)
     cells = {(k, "people"): [t for t in people if t.kind == k] for k in sorted({t.kind for t in people})}
-    row = evaluate(model, ex, cells, max_new, samples)
+    row = evaluate(model, ex, cells, max_new, samples, dtype)
     return {"table": table, "counts": counts, "people": {k: row[k]["people"] for k in row}}
 
 
@@ -598,13 +599,13 @@ def read_tasks(ex, path):
     return tasks, len(wrong)
 
 
-def run_tasks(model, ex, path, max_new, samples):
+def run_tasks(model, ex, path, max_new, samples, dtype):
     """--tasks: print greedy and pass@k on a task file. Good lines run whatever stands on the others."""
     tasks, bad = read_tasks(ex, path)
     if not tasks:
         fail(f"{path} holds no task that runs; each line needs the strings code, input and output")
     cells = {(k, "file"): [t for t in tasks if t.kind == k] for k in ("deduction", "abduction")}
-    table = {k: row["file"] for k, row in evaluate(model, ex, cells, max_new, samples).items()}
+    table = {k: row["file"] for k, row in evaluate(model, ex, cells, max_new, samples, dtype).items()}
     print(f"{os.path.basename(path)}: {len(tasks) // 2} tasks, {bad} lines skipped; percent right, 95 % intervals")
     for k, cell in table.items():
         print(f"{k:10}" + "".join(f"  {m} {percent(cell[m])}{brackets(cell.get(m + '_ci'))}"
@@ -1390,6 +1391,7 @@ def main(argv=None):
     network.tune(device)
     config, model, base = load_run(args.run, device)
     max_new, samples, n_inputs = config["max_new"], config["samples"], config["n_inputs"]
+    dtype = "bfloat16" if config.get("dtype") == "bfloat16" and network.has_bfloat16(device) else "float32"
     if max_new >= model.config.block_size:
         fail(f"{args.run}/config.json: max_new {max_new} fills all {model.config.block_size} tokens")
     try:
@@ -1398,13 +1400,13 @@ def main(argv=None):
         fail(e)
     with ex:
         if args.tasks is not None:
-            return run_tasks(model, ex, args.tasks, max_new, samples)
+            return run_tasks(model, ex, args.tasks, max_new, samples, dtype)
         start = time.perf_counter()
         suite = build_suite(ex, config["suite_n"], n_inputs, config["large"])
         people = people_suite(ex, n_inputs)
         print(f"{sum(map(len, suite.values()))} held-out tasks and {len(people)} of people's, {1 + samples} "
               "replies each, two models ...", file=sys.stderr, flush=True)
-        result = join(*(measure(m, ex, suite, people, max_new, samples) for m in (base, model)))
+        result = join(*(measure(m, ex, suite, people, max_new, samples, dtype) for m in (base, model)))
     print_result(result, model, max_new)
     path = os.path.join(args.run, "eval.json")
     if args.write or not os.path.exists(path):

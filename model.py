@@ -352,6 +352,20 @@ def cores():
     return n
 
 
+def cpu_says(name):
+    """What Linux says of the first core under this name; '' elsewhere."""
+    with suppress(OSError), open("/proc/cpuinfo") as f:
+        return next((line.partition(":")[2].strip() for line in f if line.startswith(name)), "")
+    return ""
+
+
+def has_bfloat16(device):
+    """Whether its matrix products are in hardware: emulated, they are slower than float32's."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_says("flags").split())
+
+
 THREADS = min(8, cores())  # sampler and learner threads on a CPU
 
 

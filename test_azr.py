@@ -2167,7 +2167,7 @@ class TestSuite(unittest.TestCase):
         prompts = {tuple(evaluation.solve_prompt(t)): t for t in suite["deduction", 1]}
         real, model, counts = evaluation.generate, tiny_gpt(), {}
 
-        def oracle(model, wanted, max_new, temperature, tries, seed):
+        def oracle(model, wanted, max_new, temperature, tries, seed, dtype):
             answer = [encode(prompts[tuple(p)].outputs[0]) if temperature else [1] for p in wanted]
             return [[ANSWER, *a, END] for a in answer for _ in range(tries)], None
         evaluation.generate = oracle
@@ -2786,6 +2786,21 @@ class TestCommandLine(unittest.TestCase):
             with open(path) as f:
                 self.assertEqual(json.load(f), first)
             self.assertEqual(sorted(os.listdir(d)), ["ckpt.pt", "config.json", "eval.json"])
+
+    def test_a_run_is_measured_as_it_was_trained(self):
+        """In the number type of its config.json, but in float32 where bfloat16 would be emulated."""
+        used, real = set(), evaluation.generate
+
+        def note(*args, dtype, **more):
+            used.add(dtype)
+            return real(*args, **more)
+        for wanted, there, expected in (("bfloat16", True, "bfloat16"), ("bfloat16", False, "float32"),
+                                        ("float32", True, "float32"), (["bfloat16"], True, "float32")):
+            with tempfile.TemporaryDirectory() as d, unittest.mock.patch.object(evaluation, "generate", note), \
+                    unittest.mock.patch.object(network, "has_bfloat16", lambda device: there):
+                used.clear()
+                save_run(d, {**CONFIG, "dtype": wanted, "suite_n": 1, "samples": 1})
+                self.assertEqual((call_eval(d)[0], used), (0, {expected}))
 
     def test_exit_code_of_the_process(self):
         """The exit code and the one line hold for the real process too."""

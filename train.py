@@ -71,7 +71,7 @@ class Config:
     name: str = "full"            # the row of the ablation table this run belongs to (set by --ablation)
     seed: int = 1                 # the base and everything after it; the held-out suite has a seed of its own
     device: str = "auto"          # auto | cpu | cuda
-    dtype: str = "auto"           # auto | float32 | bfloat16, of learning and sampling (evaluations: float32 or TF32)
+    dtype: str = "auto"           # auto | float32 (CUDA: TF32) | bfloat16, of all matrix products
     workers: int = 2              # pairs of executor processes at work; the results do not depend on it
     unsafe_executor: bool = False # run model text without the kernel wall (macOS, some containers): at your own risk
     # --- model
@@ -151,8 +151,8 @@ PRESETS = {
                   max_new=96, block_size=256),
     # not measured yet on a GPU. Reckoned: 4000 x 512 demonstrations, 3 minutes to draw (one core, the executor beside
     # it) and 2.5 to learn (1.4e16 FLOP, padding included, at 95 TFLOP/s); a step of 12,288 tries 5 s, half of them 300
-    # decode steps of 2,048 places; 11 GB: 6 for the places' caches (bfloat16, and float32 for evaluations), 3 for
-    # prompts' caches, 2 for a micro-batch's activations
+    # decode steps of 2,048 places; 9 GB: 4 for the places' caches, 3 for prompts' caches, 2 for a micro-batch's
+    # activations
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=1e-4, seed_tasks=256, workers=8,
@@ -297,20 +297,8 @@ def check(cfg):
              "driver that is new enough for it")
     cfg.device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     if cfg.dtype == "auto":
-        # without bfloat16 products in hardware they are emulated, slower than float32
-        fast = torch.cuda.is_bf16_supported(including_emulation=False) if cfg.device == "cuda" else \
-            {"avx512_bf16", "amx_bf16"} & set(cpu_says("flags").split())
-        cfg.dtype = "bfloat16" if fast else "float32"
+        cfg.dtype = "bfloat16" if network.has_bfloat16(cfg.device) else "float32"
     cfg.micro_tokens = cfg.micro_tokens or (12288 if cfg.device == "cuda" else 3072)
-
-
-def cpu_says(name):
-    """What Linux says of the first core under this name; '' elsewhere."""
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next((line.partition(":")[2].strip() for line in f if line.startswith(name)), "")
-    except OSError:
-        return ""
 
 
 def origin(cfg):
@@ -320,7 +308,8 @@ def origin(cfg):
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     except OSError:                                   # no git here
         commit = ""
-    machine = torch.cuda.get_device_name() if cfg.device == "cuda" else cpu_says("model name") or platform.machine()
+    machine = torch.cuda.get_device_name() if cfg.device == "cuda" else \
+        network.cpu_says("model name") or platform.machine()
     return {"commit": commit, "date": time.strftime("%Y-%m-%d"),
             "machine": f"{machine}, {os.cpu_count()} CPU threads, torch {torch.__version__}"}
 
@@ -497,7 +486,7 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
         print(f"base network from {path} ({data['minutes']:.1f} minutes when it was made)")
         return data["measured"], data["minutes"]
     minutes, start = train_base(cfg, model, ex, banned, out, part) / 60, time.time()
-    measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples)
+    measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples, cfg.dtype)
     print(f"held-out suite: {sum(map(len, suite.values()))} tasks, {time.time() - start:.0f} s")
     save(path, {"version": VERSION, "model": model.state_dict(), "measured": measured, "minutes": minutes})
     if os.path.exists(part):
@@ -1001,7 +990,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
                 print(rollout_text(one), flush=True)
                 append(out, "samples.txt", f"step {step}\n{rollout_text(one)}\n")
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 and step + 1 < cfg.steps:
-            table = evaluation.evaluate(model, ex, small, cfg.max_new, 4)
+            table = evaluation.evaluate(model, ex, small, cfg.max_new, 4, cfg.dtype)
             row["eval"] = {k: {m: evaluation.mean_at(table, m, *evaluation.MEAN_CELLS[k])
                                for m in ("greedy", "pass@1")} for k in KINDS}
             print(f"held out ({evaluation.SMALL} tasks a kind and depth at most, depths 1-5): " + ", ".join(
@@ -1061,7 +1050,7 @@ def run(cfg, out):
         base, warm_minutes = warm_up(cfg, model, ex, suite, people, banned, out)
         base_state = {k: v.clone().cpu() for k, v in model.state_dict().items()}
         game, minutes = self_play(cfg, model, ex, suite, banned, base_state, out)
-        final = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples)
+        final = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples, cfg.dtype)
         record = {**evaluation.join(base, final), "minutes": {"warmup": warm_minutes, "selfplay": minutes},
                   "rollouts": game.rollouts}
         save(os.path.join(out, "eval.json"), json.dumps(record))
