@@ -308,7 +308,7 @@ LARGE_OPS = {  # the larger tier adds arithmetic, and blocks and loops, which ru
     ],
 }
 MAX_DEPTH = 6
-MAX_TRIES = 3        # of a demonstrated search that are wrong
+MAX_TRIES = 4        # of a demonstrated search
 DECISIVE = 3         # weight in the warm-up's loss of the few tokens that decide a search: candidates and verdicts
 
 
@@ -489,7 +489,7 @@ def wrong_candidates(rng, kind, d, large=False, banned=frozenset()):
     """[(program, input)] that stand for a solver's guesses on the way to the answer; those that turn out right are
     dropped later. MAX_TRIES of them end a search without success. Held-out ones are left out like everywhere else."""
     found = []
-    for _ in range(rng.choices(range(MAX_TRIES + 1), (45, 30, 15, 10))[0] if kind != "deduction" else 0):
+    for _ in range(rng.choices(range(MAX_TRIES + 1), (40, 25, 15, 10, 10))[0] if kind != "deduction" else 0):
         if kind == "abduction":      # inputs near the right one, and others of its type
             value = near_miss(rng, d.value) if rng.random() < 0.6 else random_value(rng, d.type, large)
             program, arg = d.program, repr(value)
@@ -507,7 +507,9 @@ def search(failed, right, budget, rng, patience):
     of parts.
 
     After each wrong try the search goes on with probability `patience`; it also ends after MAX_TRIES and with the
-    budget (tokens). It then answers with its last candidate, so that the network learns to end a reply in time."""
+    budget (tokens). It then answers with its last candidate, so that the network learns to end a reply in time. A
+    base of little patience stands for what web text shows; that patience pays is for self-play to find out, and
+    replies grow longer."""
     def size(try_):
         return len(demo([], *try_)[1])
     parts, used = [], 0
