@@ -508,8 +508,7 @@ def search(failed, right, budget, rng, patience):
 
     After each wrong try the search goes on with probability `patience`; it also ends after MAX_TRIES and with the
     budget (tokens). It then answers with its last candidate, so that the network learns to end a reply in time. A
-    base of little patience stands for what web text shows; that patience pays is for self-play to find out, and
-    replies grow longer."""
+    base of little patience stands for what web text shows."""
     def size(try_):
         return len(demo([], *try_)[1])
     parts, used = [], 0

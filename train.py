@@ -84,7 +84,8 @@ class Config:
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
-    patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, not a skill
+    patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill; at 1
+                                  # base and end are better, for a minute more of warm-up (--ablation patient)
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2500
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
@@ -187,6 +188,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
+    "patient": dict(patience=1.0),
     "careful_base": dict(hasty=0.0, patience=1.0),
     "careful_shallow": dict(hasty=0.0, patience=1.0, proposer="random", depths="rare"),
     "timid": TIMID,
