@@ -117,8 +117,7 @@ def attempt(model, ex, tasks, max_new, temperature, tries, dtype):
     not asked and counts as wrong."""
     prompts = [solve_prompt(t) for t in tasks]
     asked = [i for i, p in enumerate(prompts) if fits(model, p, max_new)]
-    replies, _ = generate(model, [prompts[i] for i in asked], max_new, temperature, tries, SUITE_SEED,
-                          dtype=dtype)
+    replies, _ = generate(model, [prompts[i] for i in asked], max_new, temperature, tries, SUITE_SEED, dtype=dtype)
     verdicts = judge_answers(ex, [tasks[i] for i in asked for _ in range(tries)], [parse_answer(r) for r in replies])
     right = np.zeros((len(tasks), tries), bool)
     right[asked] = np.array([v == "right" for v in verdicts], bool).reshape(len(asked), tries)

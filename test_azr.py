@@ -980,7 +980,7 @@ class TestTrain(unittest.TestCase):
                 p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), *args],
                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 try:
-                    p.wait(rng.uniform(3, 7) if attempt < 2 else 100)
+                    p.wait(rng.uniform(3, 7) if attempt < 3 else 100)
                     break
                 except subprocess.TimeoutExpired:
                     p.send_signal(signal.SIGKILL if attempt else signal.SIGTERM)

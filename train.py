@@ -85,7 +85,8 @@ class Config:
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill; at 1
-                                  # base and end are better, for a minute more of warm-up (--ablation patient)
+                                  # (--ablation patient) base and end were better on two of three seeds, and the warm-up
+                                  # takes a minute more
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2500
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
