@@ -55,9 +55,9 @@ SMALL = 20                 # tasks a kind and depth of the evaluations along a r
 METRICS = ("greedy", "pass@1", "pass@16")
 ENDS = (("base", "before"), ("final", "after"))  # of self-play: the key in eval.json, and what a reader is told
 BASE_FIELDS = (  # of a run's config: what a start network depends on. Runs that agree in these share it
-    "seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty", "patience", "timid",
-    "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs", "max_new", "suite_n",
-    "samples", "dtype", "device")
+    "seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty", "patience",
+    "habits_from", "timid", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs",
+    "max_new", "suite_n", "samples", "dtype", "device")
 MEAN_CELLS = {k: [(k, str(d)) for d in MEAN_DEPTHS] for k in KINDS}  # the cells of a table, for means and gains
 MEAN_CELLS["all"] = sum(MEAN_CELLS.values(), [])
 MEAN_CELLS["deep"] = [(k, str(d)) for k in KINDS for d in DEEP]

@@ -45,7 +45,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -84,11 +84,11 @@ class Config:
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
-    patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill; at 1
-                                  # (--ablation patient) base and end were better on two of three seeds, and the warm-up
-                                  # takes a minute more
+    patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill
+    habits_from: float = 0.5      # share of the warm-up after which both begin. Before it all deduction is traced and no
+                                  # search gives up: first the skill, then the habit. At 0 base and end are far weaker
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
-    warmup_steps: int = 2500
+    warmup_steps: int = 2400
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.008 # AdamW, for embedding, head and norms
@@ -189,6 +189,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_novelty_gate": dict(novelty_gate=False),
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
+    "early_habits": dict(habits_from=0.0),
     "patient": dict(patience=1.0),
     "careful_base": dict(hasty=0.0, patience=1.0),
     "careful_shallow": dict(hasty=0.0, patience=1.0, proposer="random", depths="rare"),
@@ -288,7 +289,7 @@ def check(cfg):
     if cfg.proposals > places:
         fail(f"--proposals {cfg.proposals} is more than the {places} tasks a kind that the solver tries in a step: "
              "lower it, or raise --tasks (a task that nobody tries has no solve rate to pay its proposer by)")
-    for name in ("hasty", "patience", "lr_decay", "negative"):
+    for name in ("hasty", "patience", "habits_from", "lr_decay", "negative"):
         if not 0 <= getattr(cfg, name) <= 1:
             fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
     if cfg.learner != "rl" and cfg.proposer != "fixed":
@@ -516,8 +517,9 @@ def train_base(cfg, model, ex, banned, out, part):
         if step % chunk == 0 or step == first:
             # read twice, in another order, because drawing takes time; drawn in the foreground: a thread of pure
             # Python fights the learners for the interpreter lock and wins nothing
-            rng = random.Random(f"{cfg.seed}/demo/{step // chunk}")
-            demos, refused = selfplay.demonstrations(ex, rng, chunk // 2 * cfg.warmup_batch, cfg, banned)
+            rng, begun = random.Random(f"{cfg.seed}/demo/{step // chunk}"), step - step % chunk
+            now = cfg if begun >= cfg.habits_from * cfg.warmup_steps else replace(cfg, hasty=0.0, patience=1.0)
+            demos, refused = selfplay.demonstrations(ex, rng, chunk // 2 * cfg.warmup_batch, now, banned)
             demos, hits = demos + rng.sample(demos, len(demos)), hits + refused
         mine = [d for d in demos[step % chunk * cfg.warmup_batch:][:cfg.warmup_batch]
                 if len(d[0]) + len(d[1]) <= cfg.block_size]
