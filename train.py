@@ -85,7 +85,7 @@ class Config:
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill
-    habits_from: float = 0.5      # share of the warm-up after which both begin. Before it all deduction is traced and no
+    habits_from: float = 0.5      # share of the warm-up after which both begin. Before, all deduction is traced and no
                                   # search gives up: first the skill, then the habit. At 0 base and end are far weaker
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2400
