@@ -880,6 +880,24 @@ def figures(folder):
 
 
 class TestTrain(unittest.TestCase):
+    def test_first_the_skill_then_the_habit(self):
+        """Haste and impatience begin after habits_from of the warm-up, also where it is resumed within a chunk."""
+        seen = []
+
+        def note(ex, rng, n, cfg, banned):
+            seen.append((cfg.hasty, cfg.patience))
+            return [], 0
+        cfg, _ = train.parse([*TINY, "--warmup_steps", "250"])
+        model = train.new_model(cfg)
+        with tempfile.TemporaryDirectory() as out, unittest.mock.patch.object(selfplay, "demonstrations", note):
+            part, opts = os.path.join(out, "part"), train.make_optimizers(model, True, 0.1, 0.1)
+            train.train_base(cfg, model, None, set(), out, part)
+            self.assertEqual(seen, [(0.0, 1.0)] * 3 + [(cfg.hasty, cfg.patience)] * 2)
+            evaluation.save(part, {"version": evaluation.VERSION, "model": model.state_dict(), "step": 130,
+                                   "seconds": 0.0, "optimizers": [o.state_dict() for o in opts]})
+            train.train_base(cfg, model, None, set(), out, part)
+        self.assertEqual(seen[5:], seen[2:5])
+
     def test_bad_input(self):
         """A typo, a wrong type, an impossible combination, a missing device or folder: one line that helps, exit code
         2."""
