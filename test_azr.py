@@ -2661,26 +2661,25 @@ class TestReadme(unittest.TestCase):
         """The READMEs' tables of results, and the tables, CSVs and drawings under results/, are what --compare makes of
         the records kept there."""
         readme = "".join(pathlib.Path(HERE, p).read_text(encoding="utf-8") for p in ("README.md", "results/README.md"))
-        for folder in ("grid", "large_epsilon", "older"):
+        for folder in ("early_habits", "large_epsilon", "older"):
             records = sorted(str(p) for p in pathlib.Path(HERE, "results", folder).glob("*-s[0-9].json"))
             with tempfile.TemporaryDirectory() as d:
                 self.assertEqual(call_eval("--compare", *records, "--out", d)[0], 0)
                 for name in os.listdir(d):
                     made = pathlib.Path(d, name).read_text(encoding="utf-8")
                     self.assertEqual(pathlib.Path(HERE, "results", folder, name).read_text(encoding="utf-8"), made)
-            if folder == "grid":
+            if folder == "early_habits":
                 table = pathlib.Path(HERE, "results", folder, "compare.md").read_text(encoding="utf-8")
                 table = table.partition("Percent right")[0].strip()        # the README leaves out the last columns
                 self.assertIn(re.sub(r"^((\|[^|]*){9}\|).*$", r"\1", table, flags=re.M), readme)
-        for folder, name in (("intel", "full"), ("grid", "full"), ("patient", "patient")):       # and tables by seed
-            records = [str(pathlib.Path(HERE, "results", folder, f"{name}-s{seed}.json")) for seed in (1, 2, 3)]
+        for folder in ("main", "early_habits"):                       # and tables by seed
+            records = [str(pathlib.Path(HERE, "results", folder, f"full-s{seed}.json")) for seed in (1, 2, 3)]
             tables = evaluation.group_runs(evaluation.read_runs(records))
-            self.assertEqual((tables[0][0]["name"], tables[0][0]["seeds"]), (name, 3))
+            self.assertEqual((tables[0][0]["name"], tables[0][0]["seeds"]), ("full", 3))
             for run in tables[0][0]["runs"]:
                 for m in ("pass@1", "greedy"):
                     end, rise = 100 * run[m], 100 * run["gain " + m]
-                    gain = f" | **{rise:+.1f}**" if name == "full" else f" ({rise:+.1f})"
-                    self.assertIn(f"{end - rise:.1f} -> {end:.1f}{gain}", readme)
+                    self.assertIn(f"{end - rise:.1f} -> {end:.1f} | **{rise:+.1f}**", readme)
 
     def test_its_commands_parse(self):
         """Every flag in the README is one of train.py's or eval.py's, and with its value train.py takes it."""
