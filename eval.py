@@ -463,7 +463,8 @@ def people_suite(ex, n_inputs):
 VERSION = 3  # of checkpoints. 1 paired other channels in rotary positions; 2 had two more fields in GPTConfig
 LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
 NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
-          "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536)}  # type, least, most
+          "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536),
+          "steps": (int, 1, 2**63)}  # type, least, most
 
 
 def save(path, payload):
@@ -547,7 +548,8 @@ def load_gpt(path, config, state):
 
 
 def load_run(path, device="cpu"):
-    """(config, model, base model) of a run's folder; anything torn, flipped or foreign ends in fail()."""
+    """(config, model, base model) of a run's folder; anything torn, flipped or foreign ends in fail(). The config
+    gets a "step": how far of its `steps` the run is."""
     config = read_json(os.path.join(path, "config.json"))
     if config is None:
         fail(f"{path} has no readable config.json; give the folder of a run (train.py prints it)")
@@ -556,7 +558,8 @@ def load_run(path, device="cpu"):
             fail(f"{path}/config.json: {name} is missing or not a {kind.__name__} from {low} to {high}; "
                  "give the folder of a run of this version")
     file = os.path.join(path, "ckpt.pt")
-    data = load(file, ("gpt", "model", "base"))
+    data = load(file, ("gpt", "model", "base", "step"))
+    config["step"] = data["step"] if type(data["step"]) is int else 0
     return config, *(load_gpt(file, data["gpt"], data[k]).to(device) for k in ("model", "base"))
 
 
@@ -1408,7 +1411,9 @@ def main(argv=None):
         result = join(*(measure(m, ex, suite, people, max_new, samples, dtype) for m in (base, model)))
     print_result(result, model, max_new)
     path = os.path.join(args.run, "eval.json")
-    if args.write or not os.path.exists(path):
+    if config["step"] < config["steps"]:     # an eval.json would say that the run is finished
+        print(f"not written to {path}: the run is at step {config['step']} of {config['steps']}")
+    elif args.write or not os.path.exists(path):
         write_text(path, json.dumps(result))
         print(f"wrote {path}")
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)

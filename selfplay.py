@@ -146,6 +146,14 @@ def parse_proposal(kind, reply, n_inputs):
 # Validity (paper section 3.3.3, Eq. 7): what may enter a buffer
 
 
+def plain_inputs(ex, proposals):
+    """Proposals as parse_proposal gives them, each input as repr would write it, so that the gates below, which compare
+    text, compare values: `1` and `1 ` are one input. What is no literal stays as it is."""
+    written = ex.literals([f"[{i}]" for p in proposals if p for i in p[1]])
+    plain = iter([r.value[1:-1] if r.ok and r.value[0] == "[" else None for r in written])  # `1], [2` gives a tuple
+    return [p and (p[0], [next(plain) or i for i in p[1]], p[2]) for p in proposals]
+
+
 def fault(kind, program, inputs, message, max_lines):
     """'' or why a proposal is refused before anything is run: the length gate (max_lines 0: off), two equal inputs (a
     hidden pair could be a shown one), or a message that is code."""
@@ -179,7 +187,7 @@ def make_tasks(ex, wanted, max_prompt=None, gate=True):
             error = "long output"
         task = Task(kind, program, list(inputs), [r.value if r.ok else "None" for r in rs],
                     [r.key if r.ok else "None" for r in rs], message)
-        if not error and gate and kind == "induction" and hidden_agree(task.outputs):
+        if not error and gate and kind == "induction" and hidden_agree(task.keys):
             error = "constant"
         if not error and max_prompt and len(solve_prompt(task)) > max_prompt:
             error = "long prompt"
@@ -437,7 +445,8 @@ class Draw:
 
 def ban(tasks):
     """What may not enter warm-up or self-play: every (program, input) of the tasks, and from depth 2 on their programs.
-    (There are so few programs of depth 1 that banning them would leave nothing to learn from.)"""
+    There are so few programs of depth 1 that banning them would leave nothing to learn from; so an abduction task of
+    depth 1 (program and output) may be met with another input that gives the same output, and three in ten are."""
     return {t.program for t in tasks if t.depth > 1} | {(t.program, i) for t in tasks for i in t.inputs}
 
 

@@ -586,6 +586,17 @@ class TestGame(unittest.TestCase):
         self.assertEqual(fault("induction", short, ["1", "2"], "x + 1", 6), "message")
         self.assertEqual(fault("induction", short, ["1", "2"], " add double", 6), "")
 
+    def test_inputs_are_compared_by_value(self):
+        """Another spelling of an input is the same input to the gates; what is no literal, or would close the bracket,
+        stays as it was written, and is judged as that."""
+        written = ["1 ", "[ 1,2 ]", '"a"', "1,2", "x=1", "1], [2", "1) or (2", "", "2 * 3", "[1"]
+        plain = ["1", "[1, 2]", "'a'", "1, 2", "x=1", "1], [2", "1) or (2", "", "2 * 3", "[1"]
+        self.assertEqual(selfplay.plain_inputs(self.ex, [("p", written, ""), None, (None, ["0x1"], " add")]),
+                         [("p", plain, ""), None, (None, ["1"], " add")])
+        same = "def f(x):\n    return {1: 2, 3: 4} if x else {3: 4, 1: 2}"
+        self.assertEqual(selfplay.make_tasks(self.ex, [("induction", same, ["0", "1", "0", "1"], "")]),
+                         [(None, "constant")])
+
     def test_without_the_validity_gate(self):
         """With the gate off a program that fails is a task with the output None, and None is its right answer."""
         wanted = [("deduction", "def f(x):\n    return 1 // 0", ["1"], "")]
@@ -894,7 +905,7 @@ class TestTrain(unittest.TestCase):
             train.train_base(cfg, model, None, set(), out, part)
             self.assertEqual(seen, [(0.0, 1.0)] * 3 + [(cfg.hasty, cfg.patience)] * 2)
             evaluation.save(part, {"version": evaluation.VERSION, "model": model.state_dict(), "step": 130,
-                                   "seconds": 0.0, "optimizers": [o.state_dict() for o in opts]})
+                                   "seconds": 0.0, "hits": 0, "optimizers": [o.state_dict() for o in opts]})
             train.train_base(cfg, model, None, set(), out, part)
         self.assertEqual(seen[5:], seen[2:5])
 
@@ -1048,6 +1059,17 @@ class TestTrain(unittest.TestCase):
             train.load(f"{out}/ckpt.pt", ("model", "game", "step"))
             time.sleep(0.3)
             self.assertFalse([pid for pid in workers if alive(pid)])
+
+    def test_rows_fit_their_preset(self):
+        """Each row of a preset's grid parses; the ones left out are those which set what the preset sets as well."""
+        for preset, left_out in (("cpu", set()), ("gpu", {"double_rate", "timid", "authors_code", "supervised_10k"})):
+            for name, row in train.ABLATIONS.items():
+                if train.clashes(row, preset):
+                    left_out -= {name}
+                    self.assertNotEqual(preset, "cpu")
+                else:
+                    train.parse(["--preset", preset, "--device", "cpu", "--ablation", name])
+            self.assertEqual(left_out, set())
 
     def test_grid_is_stopped_and_goes_on(self):
         """Ctrl-C reaches the grid and its row: the row saves before both end, and the same command goes on with it."""
@@ -2028,7 +2050,8 @@ class LifeTest(unittest.TestCase):
 # Measuring: figures, task files, checkpoints, comparisons, the report
 
 
-CONFIG = {"seed": 1, "n_inputs": 6, "large": False, "max_new": 24, "suite_n": 3, "samples": 4, "block_size": 320}
+CONFIG = {"seed": 1, "n_inputs": 6, "large": False, "max_new": 24, "suite_n": 3, "samples": 4, "block_size": 320,
+          "steps": 3}
 
 
 def tiny_gpt(seed=0, **more):
@@ -2367,7 +2390,7 @@ class TestLoading(unittest.TestCase):
         """What was saved is what is loaded."""
         model = save_run(self.folder)
         config, loaded, base = evaluation.load_run(self.folder)
-        self.assertEqual(config, CONFIG)
+        self.assertEqual(config, {**CONFIG, "step": 3})
         self.assertTrue(all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters())))
         self.assertFalse(torch.equal(base.head.weight, loaded.head.weight))
 
@@ -2800,6 +2823,10 @@ class TestCommandLine(unittest.TestCase):
             with open(path) as f:
                 self.assertEqual(json.load(f), first)
             self.assertEqual(sorted(os.listdir(d)), ["ckpt.pt", "config.json", "eval.json"])
+            os.remove(path)
+            save_run(d, step=2)
+            self.assertIn("at step 2 of 3", call_eval(d)[1])
+            self.assertFalse(os.path.exists(path), "an eval.json would tell a grid that the run is finished")
 
     def test_a_run_is_measured_as_it_was_trained(self):
         """In the number type of its config.json, but in float32 where bfloat16 would be emulated."""

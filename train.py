@@ -18,7 +18,8 @@ Where we differ from the paper and from the authors' code:
    rollouts (paper: half).
 4) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
-6) The learning rate rises and falls, AdamW's beta2 is .99, no entropy bonus (paper: constant; AdamW's default; .001).
+6) The learning rate rises and falls, AdamW's beta2 is .99 and its weight decay 0, no entropy bonus (paper: constant;
+   .999; .01; .001).
    The program of an induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
 7) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted (bit for bit
    on a CPU; on a GPU attention's backward pass adds in no fixed order).
@@ -85,8 +86,9 @@ class Config:
     thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill
-    habits_from: float = 0.5      # share of the warm-up after which both begin. Before, all deduction is traced and no
-                                  # search gives up: first the skill, then the habit. At 0 base and end are far weaker
+    habits_from: float = 0.5      # share of the warm-up after which both begin. Before, all deduction is traced and a
+                                  # search gives up (1 in 20) only when out of tries or room: first the skill, then
+                                  # the habit. At 0 base and end are far weaker
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2400
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
@@ -209,6 +211,11 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
 TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
+def clashes(row, preset):
+    """What a row of ABLATIONS sets for the cpu preset and another preset sets too; 0 and False mean the same in all."""
+    return [k for k in row if row[k] and k in PRESETS[preset]]
+
+
 def parse(argv):
     """argv -> (Config, options). Order of precedence: a flag, the ablation, the preset, the default."""
     ap = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -234,8 +241,8 @@ def parse(argv):
     preset = args.preset or ("gpu" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
     row = ABLATIONS.get(args.ablation, {})
     values = {**PRESETS[preset], "name": args.ablation or "full", **row}
-    clash = [k for k in row if row[k] and k in PRESETS[preset] and getattr(args, k) is None]
-    if clash:                                         # 0 and False mean the same beside every preset
+    clash = [k for k in clashes(row, preset) if getattr(args, k) is None]
+    if clash:
         fail(f"--ablation {args.ablation} sets {clash[0]} to {row[clash[0]]}, which is meant for the cpu preset: with "
              f"--preset {preset} (where it is {PRESETS[preset][clash[0]]}) say --{clash[0]} as well")
     for f in fields(Config):
@@ -484,34 +491,34 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
     bases, key = os.path.normpath(os.path.join(out, os.pardir, "bases")), base_key(cfg)
     path, part = os.path.join(bases, f"{key}.pt"), os.path.join(out, f"warmup-{key}.pt")
     os.makedirs(bases, exist_ok=True)
-    if os.path.exists(path):
-        data = load(path, ("model", "measured", "minutes"))
-        load_weights(model, data["model"], path)
-        print(f"base network from {path} ({data['minutes']:.1f} minutes when it was made)")
-        return data["measured"], data["minutes"]
-    minutes, start = train_base(cfg, model, ex, banned, out, part) / 60, time.time()
-    measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples, cfg.dtype)
-    print(f"held-out suite: {sum(map(len, suite.values()))} tasks, {time.time() - start:.0f} s")
-    save(path, {"version": VERSION, "model": model.state_dict(), "measured": measured, "minutes": minutes})
-    if os.path.exists(part):
-        os.remove(part)
-    return measured, minutes
+    if not os.path.exists(path):
+        minutes, start = train_base(cfg, model, ex, banned, out, part) / 60, time.time()
+        measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples, cfg.dtype)
+        print(f"held-out suite: {sum(map(len, suite.values()))} tasks, {time.time() - start:.0f} s")
+        if not os.path.exists(path):                  # another run may have made it meanwhile: then that is the base
+            save(path, {"version": VERSION, "model": model.state_dict(), "measured": measured, "minutes": minutes})
+        if os.path.exists(part):
+            os.remove(part)
+    data = load(path, ("model", "measured", "minutes"))
+    load_weights(model, data["model"], path)
+    print(f"base network: {path} ({data['minutes']:.1f} minutes to make)")
+    return data["measured"], data["minutes"]
 
 
 def train_base(cfg, model, ex, banned, out, part):
     """Train the base; returns seconds. An interrupted warm-up goes on at the step that the file `part` holds (in the
     run's folder: two runs may make one base), because chunk c of the demonstrations is a function of (seed, c)."""
     optimizers = make_optimizers(model, True, cfg.warmup_lr, cfg.warmup_adam_lr)
-    first, spent = 0, 0.0
+    first, spent, hits = 0, 0.0, 0
     if os.path.exists(part):
-        data = load(part, ("model", "optimizers", "step", "seconds"))
+        data = load(part, ("model", "optimizers", "step", "seconds", "hits"))
         load_weights(model, data["model"], part)
         for o, state in zip(optimizers, data["optimizers"]):
             o.load_state_dict(state)
-        first, spent = data["step"], data["seconds"]
+        first, spent, hits = data["step"], data["seconds"], data["hits"]
         print(f"warm-up resumed at step {first}")
     rewind_metrics(out, "warmup", first)
-    chunk, start, seconds, tokens, hits = 50, time.time(), spent, 0, 0
+    chunk, start, seconds, tokens = 50, time.time(), spent, 0
     for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
                      disable=None):
         if step % chunk == 0 or step == first:
@@ -520,7 +527,8 @@ def train_base(cfg, model, ex, banned, out, part):
             rng, begun = random.Random(f"{cfg.seed}/demo/{step // chunk}"), step - step % chunk
             now = cfg if begun >= cfg.habits_from * cfg.warmup_steps else replace(cfg, hasty=0.0, patience=1.0)
             demos, refused = selfplay.demonstrations(ex, rng, chunk // 2 * cfg.warmup_batch, now, banned)
-            demos, hits = demos + rng.sample(demos, len(demos)), hits + refused
+            demos += rng.sample(demos, len(demos))
+            hits += refused if step == begun else 0       # a chunk resumed halfway was counted before
         mine = [d for d in demos[step % chunk * cfg.warmup_batch:][:cfg.warmup_batch]
                 if len(d[0]) + len(d[1]) <= cfg.block_size]
         if not mine:
@@ -545,7 +553,7 @@ def train_base(cfg, model, ex, banned, out, part):
                            f"{tokens / (time.time() - start):,.0f} tokens/s | {seconds / 60:.1f} min")
         if step % (5 * chunk) == 5 * chunk - 1 or STOP["signal"]:
             save(part, {"version": VERSION, "model": model.state_dict(), "step": step + 1, "seconds": seconds,
-                        "optimizers": [o.state_dict() for o in optimizers]})
+                        "hits": hits, "optimizers": [o.state_dict() for o in optimizers]})
         if STOP["signal"]:
             leave(out)
     print(f"warm-up: {seconds / 60:.1f} minutes; {hits} generated programs were in the held-out suite and thrown away")
@@ -597,8 +605,14 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
     verdict is 'valid' or the reason why it was refused, the task None unless it is valid."""
     kinds = cfg.kinds.split(",")
     if cfg.proposer == "random":
-        return [Rollout("propose", kind, [], [], [], task, verdict=why or "valid") for kind in kinds
-                for _, task, why in generated(cfg, ex, rng, kind, cfg.proposals, banned)]
+        made = []
+        for kind in kinds:
+            for d, task, why in generated(cfg, ex, rng, kind, cfg.proposals, banned):
+                known = kind != "induction" and d.program in game.known     # is counted, and no reason to refuse it
+                made.append(Rollout("propose", kind, [], [], [], task, verdict=why or "valid", known=known))
+                if kind != "induction":
+                    game.known.add(d.program)
+        return made
     asked = []                                       # (kind, references, prompt)
     for kind in kinds:
         for _ in range(count):
@@ -614,13 +628,14 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
     replies, logps = generate(model, [prompt for *_, prompt in asked], PROPOSAL, seed=sample_seed(cfg, step, 0),
                               dtype=cfg.dtype)
     proposals, wanted, slots = [], [], []
-    for (kind, references, prompt), reply, logp in zip(asked, replies, logps):
+    parsed = selfplay.plain_inputs(ex, [selfplay.parse_proposal(kind, reply, cfg.n_inputs)
+                                        for (kind, *_), reply in zip(asked, replies)])
+    for (kind, references, prompt), reply, logp, proposal in zip(asked, replies, logps, parsed):
         r = Rollout("propose", kind, prompt, reply, logp, verdict="unparsable")
         proposals.append(r)
-        parsed = selfplay.parse_proposal(kind, reply, cfg.n_inputs)
-        if parsed is None:
+        if proposal is None:
             continue
-        program, inputs, message = parsed
+        program, inputs, message = proposal
         program = references[0].program if kind == "induction" else program
         r.known = kind != "induction" and program in game.known
         r.verdict = selfplay.fault(kind, program, inputs, message, cfg.max_lines if cfg.length_gate else 0) \
@@ -800,7 +815,7 @@ def measures(cfg, ex, proposals, solves, used, adv, stats):
     valid = {k: [r.task for r in proposed[k] if r.task] for k in kinds}
     row["solve"] = {k: mean(r.verdict == "right" for r in solved[k]) for k in kinds}
     row["reward"] = {c: mean(r.reward for r in rs) for c, rs in cells.items()}
-    row["length"] = {c: mean(len(r.reply) for r in rs) for c, rs in cells.items()}
+    row["length"] = {c: mean(len(r.reply) for r in rs if r.prompt) for c, rs in cells.items()}
     row["verdicts"] = {c: dict(Counter(r.verdict for r in rs)) for c, rs in cells.items()}
     row["valid"] = {k: mean(r.verdict == "valid" for r in proposed[k]) for k in kinds}
     row["novel"] = {k: mean(not r.known for r in proposed[k] if r.verdict != "unparsable") for k in kinds}
@@ -1071,7 +1086,11 @@ def run(cfg, out):
 def grid(cfg, args, argv):
     """--ablation all --seeds N: every row, one after the other; finished ones are skipped, so it can be stopped and
     go on."""
-    names = list(ABLATIONS) if args.ablation == "all" else [args.ablation or "full"]
+    names = [args.ablation or "full"]
+    if args.ablation == "all":
+        names = [name for name, row in ABLATIONS.items() if not clashes(row, args.preset)]
+        if len(names) < len(ABLATIONS):
+            print(f"left out, as they set what --preset {args.preset} sets: {', '.join(ABLATIONS.keys() - {*names})}")
     jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + max(1, args.seeds)) for name in names]
     ap = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("ablation", "seeds", "seed", "out", "name"):
@@ -1127,8 +1146,9 @@ def main(argv=None):
         fail(f"{error}: lower lr (now {cfg.lr}) in {out}/config.json, then go on from the last checkpoint with "
              f"python train.py --resume {out}")
     except torch.OutOfMemoryError:
-        fail(f"CUDA is out of memory: lower --tasks (now {cfg.tasks}) or --micro_tokens (now {cfg.micro_tokens}), "
-             f"then --resume {out} with the new value in its config.json")
+        fail(f"CUDA is out of memory: in {out}/config.json lower micro_tokens (now {cfg.micro_tokens}), or tasks (now "
+             f"{cfg.tasks}) and proposals (now {cfg.proposals}) together, then --resume {out}; block_size bounds the "
+             "sampler's cache, but is the base's as well")
     except OSError as error:
         if error.errno in (28, 30):  # disk full, read-only file system
             fail(f"{error.strerror} while writing to {out}: make room, then  python train.py --resume {out}")
