@@ -491,23 +491,6 @@ def _prefill(model, prompts):
     return torch.cat(parts, 2), lens, torch.cat(outs)
 
 
-def _step(model, token, before, position, cache, S):
-    """One decode step: token (B,), which followed `before` (B,), at position (B,), a row's own, is written to that
-    column of the cache (n_layer, 2, B, KV, columns, hd) and attends to the columns up to it. S: columns in use by any
-    row, at least max(position) + 1; None for all. Returns logits (B, V). Sizes are read from `shape`, never by len():
-    that is how a trace of it holds for any (_trace)."""
-    row, columns = torch.arange(token.shape[0], device=token.device), S or cache.shape[4]
-    hidden = torch.arange(columns, device=token.device) > position[:, None]
-    bias = torch.zeros(hidden.shape, device=token.device).masked_fill_(hidden, -math.inf)[:, None, None, None]
-    x = (model.embed(token) + model.smear * model.embed(before))[:, None]
-    turn = model.turn[position][:, None]                                   # (B, 1, 1, hd/2)
-    for block, (k_cache, v_cache) in zip(model.blocks, cache):
-        q, k, v = block.heads(x, turn)
-        k_cache[row, :, position], v_cache[row, :, position] = k[:, :, 0], v[:, :, 0]
-        x = block.finish(x, block.attend(q, k_cache[:, :, :S], v_cache[:, :, :S], bias))
-    return model.logits(x)[:, 0]
-
-
 def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=None):
     """Decode in at most `places` places; whoever has ended makes room for the next waiting row. Returns ids and
     log-probs (N, max_new), N = len(prompts) * tries, on the CPU; behind a row's `stop` stands anything.
@@ -522,19 +505,20 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
     ids, lps, u = torch.full((N, max_new), PAD), torch.zeros(N, max_new), u.to(device)
     static = step is None
     if static:
-        room = _rooms.setdefault(id(model), {})                   # a cache and its graphs serve all calls
+        room = vars(model).setdefault("rooms", {})                # {places: a cache and its graphs}, for all calls
         z = room[places] = room.get(places) or _places(c, places, c.block_size, c.block_size, prefix.dtype, device)
-        z.model = model                                           # held, so that its id is not given to another
         z.lens.fill_(1)                                           # of an earlier call: with this call's longer replies
         z.t.fill_(1)                                              # idle places would run past the cache
     else:
         z = _places(c, min(places, N), 0, max_new, prefix.dtype, device)
     row, waiting = torch.full((len(z.t),), -1), 0                 # place -> row of ids (-1: free); next row to start
     while True:
+        # 1) Who has ended hands in its reply and frees its place
         over = ((z.ids[:, :max_new] == stop).any(1) | (z.t >= max_new)).cpu() & (row >= 0)   # on CUDA a sync point
         place = over.nonzero()[:, 0]
         ids[row[place]], lps[row[place]] = z.ids[place, :max_new].cpu(), z.lps[place, :max_new].cpu()
         row[place], z.t[place.to(device)] = -1, 1                 # an idle place must not make the cache grow
+        # 2) Free places go to waiting rows: the prompt's cache goes there, the first token is drawn from its logits
         free = (row < 0).nonzero()[:, 0]
         new = torch.arange(waiting, min(N, waiting + len(free)))
         waiting += len(new)
@@ -551,7 +535,7 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
             z.token[place], z.before[place], z.lens[place], z.t[place] = token, last[task], lens[task], 1
             z.ids[place], z.lps[place, 0] = PAD, logp
             z.ids[place, 0], z.u[place, :max_new] = token, u[new]
-        elif len(free) == len(row):
+        elif len(free) == len(row):                               # nobody waits, nobody is busy
             return ids, lps
         elif not static and len(free) > max(15, 0.15 * len(row)):
             keep = -(-(len(row) - len(free)) // 16) * 16          # of few sizes: oneDNN compiles products for each
@@ -559,7 +543,8 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
             row, z.cache = row[stay], z.cache[:, :, stay]
             for name in STATE[1:]:
                 setattr(z, name, getattr(z, name)[stay])
-        ahead = 8 if static else 4 if len(row) > 32 else 1        # looking, refilling and dropping cost time
+        # 3) Some steps before the next look, for looking, refilling and dropping cost time
+        ahead = 8 if static else 4 if len(row) > 32 else 1
         if static:
             busy = (row >= 0).to(device)
             S = min(c.block_size, -(-int((z.lens + z.t)[busy].max() + ahead) // 64) * 64)
@@ -599,17 +584,30 @@ def _widen(z, columns):
 
 
 class _Step(nn.Module):
-    """One token more in every place, in place, by _step. A row that is over runs on until its place is taken; beyond
-    max_new its tokens fall into a column that is not read. A module, since its trace reads the weights at each call: a
-    function's has them as constants, and what follows from them alone, such as exp(sharpness), computed once."""
+    """One token more in every place, in place: the last one, which followed `before`, is written to the next column of
+    its row's cache and attends to the columns up to it, then the next is picked. S: columns in use by any row, at least
+    max(lens + t); None for all. A row that is over runs on until its place is taken; beyond max_new its tokens fall
+    into a column that is not read. Two things are for the trace (_trace): sizes are read from `shape`, never by len(),
+    so that it holds for any; and this is a module, so that it reads the weights at each call: a function's trace has
+    them as constants, and what follows from them alone, such as exp(sharpness), computed once."""
 
     def __init__(self, model, S, max_new, temperature):
         super().__init__()
         self.model, self.S, self.max_new, self.temperature = model, S, max_new, temperature
 
     def forward(self, cache, token, before, lens, t, ids, lps, u):
-        logits = _step(self.model, token, before, lens + t - 1, cache, self.S)
-        new, logp = pick(logits, u.gather(1, t.clamp(max=self.max_new - 1)[:, None])[:, 0], self.temperature)
+        model, S, position = self.model, self.S, lens + t - 1                  # position (R,): a row's own
+        row, columns = torch.arange(token.shape[0], device=token.device), S or cache.shape[4]
+        hidden = torch.arange(columns, device=token.device) > position[:, None]
+        bias = torch.zeros(hidden.shape, device=token.device).masked_fill_(hidden, -math.inf)[:, None, None, None]
+        x = (model.embed(token) + model.smear * model.embed(before))[:, None]
+        turn = model.turn[position][:, None]                                   # (R, 1, 1, hd/2)
+        for block, (k_cache, v_cache) in zip(model.blocks, cache):             # (n_layer, 2, R, KV, columns, hd)
+            q, k, v = block.heads(x, turn)
+            k_cache[row, :, position], v_cache[row, :, position] = k[:, :, 0], v[:, :, 0]
+            x = block.finish(x, block.attend(q, k_cache[:, :, :S], v_cache[:, :, :S], bias))
+        uniform = u.gather(1, t.clamp(max=self.max_new - 1)[:, None])[:, 0]
+        new, logp = pick(model.logits(x)[:, 0], uniform, self.temperature)
         before.copy_(token)
         token.copy_(new)
         ids.scatter_(1, t[:, None], new[:, None])
@@ -647,9 +645,6 @@ def _trace(model, dtype, max_new, temperature):
             print(f"decode step not traced, so slower: {type(error).__name__}: {error}", flush=True)
             steps[max_new, temperature] = step
     return steps[max_new, temperature]
-
-
-_rooms = {}  # id(model) -> {places: its state on the GPU, with the graphs that were captured over it}
 
 
 def _capture(step, z):

@@ -201,13 +201,18 @@ def judge_answers(ex, tasks, answers):
     deduction: the answer is a literal whose key equals the output's. abduction: ANY input that gives the output.
     induction: a program that gives the hidden half of the outputs, all of them (shown pairs may be memorised, so they
     do not count)."""
+    # 1) Which answers are data at all? No expressions: an output must be a literal, and so must every argument of an
+    #    input ("1, 'a'" is asked for as the list "[1, 'a']")
     literals = [i for i, t in enumerate(tasks) if t.kind != "induction" and answers[i] is not None]
     parsed = dict(zip(literals, ex.literals([answers[i] if tasks[i].kind in OUTPUT_KINDS else f"[{answers[i]}]"
-                                             for i in literals])))  # arguments are data too, no expressions
+                                             for i in literals])))
+    # 2) What is to be run, [(program, input)] of each answer: nothing for an output or for what is no data; the task's
+    #    program on an input; a program on the hidden half of the inputs
     runs = [[] if answer is None or task.kind in OUTPUT_KINDS or i in parsed and not parsed[i].ok else
             [(task.program, answer)] if task.kind == "abduction" else
             [(answer, x) for x in task.inputs[len(task.inputs) // 2:]]
             for i, (task, answer) in enumerate(zip(tasks, answers))]
+    # 3) Compare keys: of the runs, or, where nothing was run, of the answer itself
     results, verdicts = iter(ex.run([job for mine in runs for job in mine])), []
     for i, (task, mine) in enumerate(zip(tasks, runs)):
         rs = [next(results) for _ in mine] or ([parsed[i]] if i in parsed else [])
@@ -372,6 +377,8 @@ def random_program(rng, depth, large=False):
 ASSIGN = re.compile(r"^( +)([xy]) = .*$", re.M)
 
 
+# Behind the line "    x = x[::-1]" comes "    t.append(f'0:{x!r}')", and so on; the result for [1, 2] is then
+# "0:[2, 1]|-1:[2, 1]"
 def traced(program):
     """The program with a recorder behind each assignment; it returns 'k:value|k:value|...' in order of execution, k the
     number of the assignment in the text, the last entry being the result. For the generator's own programs only."""
@@ -388,7 +395,8 @@ def read_trace(program, result):
     if not result.ok:
         return None
     lines = [m[0].strip() for m in ASSIGN.finditer(program)]
-    *steps, (_, final) = [s.partition(":")[::2] for s in result.value[1:-1].split("|")]  # a repr: strip its quotes
+    # a Result's value is a repr: without its quotes, each entry is cut at its first colon
+    *steps, (_, final) = [s.partition(":")[::2] for s in result.value[1:-1].split("|")]
     if any(len(v) > 28 for _, v in steps) or len(steps) > 16:
         return None
     return [(lines[int(k)], v) for k, v in steps], final
@@ -533,8 +541,9 @@ def search(failed, right, budget, rng, patience):
     return [*parts, TRY, *right, (RIGHT, DECISIVE)], False
 
 
-SHARES = {("propose", "deduction"): 5, ("propose", "abduction"): 5, ("propose", "induction"): 5,   # of the warm-up's
-          ("solve", "deduction"): 28, ("solve", "abduction"): 27, ("solve", "induction"): 30}          # demonstrations
+# of a hundred demonstrations of the warm-up, how many each cell has
+SHARES = {("propose", "deduction"): 5, ("propose", "abduction"): 5, ("propose", "induction"): 5,
+          ("solve", "deduction"): 28, ("solve", "abduction"): 27, ("solve", "induction"): 30}
 
 
 def demonstrations(ex, rng, n, cfg, banned=frozenset()):
@@ -648,7 +657,4 @@ def show(role, kind, prompt, reply):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RuntimeError as error:                    # no kernel wall stands here
-        sys.exit(f"error: {error}")
+    main()

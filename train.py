@@ -7,15 +7,14 @@ A base (the README's start network) is first trained on programs drawn from a sm
 the paper's pretraining. From then on nobody shows it anything: it writes tasks, the executor says what is true, it
 tries to solve them, and both roles are paid by the executor's verdicts. No gold answer enters the loss any more.
 
-Where we differ from the paper and from the authors' code:
+Where we differ from the paper and from the authors' code (sizes: see Config):
 1) The warm-up, in place of a pretrained language model; its grammar and its habits are in selfplay.py, in the open.
 2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors throw them away, 80 % of
    what they generate, and sample again).
 3) A task whose tries all earned the same does not say which try was better: it is left out of the solver's update,
-   before the cells' means are taken (`skip_flat`). The solver has 64 places a kind; 40 proposals, most of them valid,
-   fill half of them, and the others go to tasks of the buffer that some tries solved and some did not (`fill`; paper:
-   64 proposals, then any task). `--ablation paper_batch` switches both off. So the proposer has a tenth of an update's
-   rollouts (paper: half).
+   before the cells' means are taken (`skip_flat`). Places in the solver's batch that fresh tasks leave go to tasks of
+   the buffer that some tries solved and some did not (`fill`; paper: any). `--ablation paper_batch` switches both off.
+   The proposer has a tenth of an update's rollouts (paper: half).
 4) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
 6) The learning rate rises and falls, AdamW's beta2 is .99 and its weight decay 0, no entropy bonus (paper: constant;
@@ -23,7 +22,6 @@ Where we differ from the paper and from the authors' code:
    The program of an induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
 7) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted (bit for bit
    on a CPU; on a GPU attention's backward pass adds in no fixed order).
-8) Sizes are a laptop's: K = 2 references, N = 6 inputs, 128 seed tasks a kind (paper: 6, 10, 256).
 
 Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
       python train.py --help   # every knob, with advice
@@ -55,12 +53,11 @@ from tqdm import tqdm
 import eval as evaluation
 import model as network
 import selfplay
-import trr
-from eval import VERSION, fail, load, save
+from eval import VERSION, fail, load, mean, save
 from executor import Executor
 from model import GPT, GPTConfig, decode, generate, logprobs, pad_rows
 from selfplay import KINDS, Rollout, Task
-from trr import advantages, policy_loss
+from trr import AVERAGES, MODES, advantages, policy_loss
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Every knob. This block is also the --help.
@@ -153,10 +150,7 @@ PRESETS = {
     "smoke": dict(n_layer=1, n_embd=64, n_head=2, n_kv_head=1, warmup_steps=60, warmup_batch=32, steps=3, proposals=8,
                   tasks=8, tries=4, seed_tasks=8, suite_n=6, samples=4, eval_every=2, save_every=1, show_every=1,
                   max_new=96, block_size=256),
-    # not measured yet on a GPU. Reckoned: 4000 x 512 demonstrations, 3 minutes to draw (one core, the executor beside
-    # it) and 2.5 to learn (1.4e16 FLOP, padding included, at 95 TFLOP/s); a step of 12,288 tries 5 s, half of them 300
-    # decode steps of 2,048 places; 9 GB: 4 for the places' caches, 3 for prompts' caches, 2 for a micro-batch's
-    # activations
+    # not measured on a GPU yet. Reckoned at 95 TFLOP/s: warm-up 5.5 minutes, a step of 12,288 tries 5 s, memory 9 GB
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=1e-4, seed_tasks=256, workers=8,
@@ -173,7 +167,6 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "random_tasks": dict(proposer="random"),
     "random_shallow": dict(proposer="random", depths="rare"),
     "fixed_10k_rl": dict(proposer="fixed", fixed_tasks=10000),
-    "fixed_50k_rl": dict(proposer="fixed", fixed_tasks=50000),
     # supervised updates are far less noisy than RL's: the warm-up's optimizer and many small batches serve them best
     "supervised_10k": dict(proposer="fixed", learner="supervised", fixed_tasks=10000, **SUPERVISED),
     "supervised_50k": dict(proposer="fixed", learner="supervised", fixed_tasks=50000, **SUPERVISED),
@@ -183,7 +176,6 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_references": dict(references=0),
     "global_baseline": dict(advantage="global"),
     "group_baseline": dict(advantage="group"),
-    "double_rate": dict(lr=4e-4),
     "large_epsilon": dict(lr=1e-3, adam_eps=1e-3),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True,
@@ -192,28 +184,23 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_length_gate": dict(length_gate=False),
     "no_validity_gate": dict(validity_gate=False),
     "early_habits": dict(habits_from=0.0),
-    "patient": dict(patience=1.0),
-    "careful_base": dict(hasty=0.0, patience=1.0),
-    "careful_shallow": dict(hasty=0.0, patience=1.0, proposer="random", depths="rare"),
     "timid": TIMID,
     "timid_frozen": dict(TIMID, proposer="frozen"),
-    "timid_random": dict(TIMID, proposer="random", depths="rare"),
 }
 
 LEAST = {**dict.fromkeys(("seed", "lr_warmup", "references", "micro_tokens", "eval_every", "proposals", "seed_tasks",
-                          "learn_tries"), 0),      # of whole numbers; of the others 1
+                          "learn_tries"), 0),      # the least that a whole number may be; 1 where it is not named here
          "tries": 2, "n_inputs": 3, "fixed_tasks": len(KINDS)}     # one try says nothing of how hard a task is
 CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16"),
            "proposer": ("train", "frozen", "random", "fixed"), "learner": ("rl", "supervised", "worked"),
            "fill": ("learnable", "uniform"), "proposer_reward": ("learnability", "uncertainty", "valid", "none"),
-           "advantage": trr.MODES, "average": trr.AVERAGES,
-           "depths": ("even", "rare"), "optimizer": ("adamw", "muon")}
+           "advantage": MODES, "average": AVERAGES, "depths": ("even", "rare"), "optimizer": ("adamw", "muon")}
 TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
 def clashes(row, preset):
-    """What a row of ABLATIONS sets for the cpu preset and another preset sets too; 0 and False mean the same in all."""
-    return [k for k in row if row[k] and k in PRESETS[preset]]
+    """What a row of ABLATIONS sets for the cpu preset and another preset sets as well."""
+    return [k for k in row if row[k] and k in PRESETS[preset]]   # to switch off (0, False) means the same everywhere
 
 
 def parse(argv):
@@ -301,8 +288,6 @@ def check(cfg):
             fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
     if cfg.learner != "rl" and cfg.proposer != "fixed":
         fail(f"--learner {cfg.learner} learns from the fixed set of tasks: add --proposer fixed")
-    if cfg.samples > 64:
-        fail("--samples above 64 is not supported")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda, but torch sees no CUDA device: use --device cpu, or install a CUDA build of torch and a "
              "driver that is new enough for it")
@@ -330,34 +315,27 @@ def origin(cfg):
 
 
 def read_config(out):
-    """The Config of a run's config.json, each field checked for its type: the file may have been edited by hand."""
+    """The Config of a run's config.json, read as flags are: the file may have been edited by hand."""
     try:
         with open(os.path.join(out, "config.json"), encoding="utf-8") as f:
             stored = json.load(f)
-        values = {f.name: stored[f.name] for f in fields(Config)}
+        flags = [f"--{f.name}={stored[f.name]}" for f in fields(Config)]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         fail(f"{out} holds no run to resume ({type(error).__name__}: {error})")
-    for f in fields(Config):
-        v = values[f.name]
-        if f.type is float and type(v) is int and abs(v) < 1e9:
-            values[f.name] = float(v)
-        elif type(v) is not f.type:
-            fail(f"{out}/config.json: {f.name} must be a {f.type.__name__}, not {str(v)[:40]!r}")
-    return Config(**values)
+    return parse(flags)[0]
 
 
 def lock(folder):
     """Hold the folder for this process; the kernel lets go when the process ends, however it ends."""
     try:
         handle = open(os.path.join(folder, ".lock"), "w")
-    except OSError as error:
-        fail(f"cannot write to {folder} ({error.strerror}): give another --out")
-    try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        return handle
+    except BlockingIOError:
         handle.close()
         fail(f"{folder} is in use by another run: give another --out")
-    return handle
+    except OSError as error:
+        fail(f"cannot write to {folder} ({error.strerror}): give another --out")
 
 
 STOP = {"signal": 0}
@@ -407,8 +385,9 @@ def buckets(lengths, count):
                 out.append([])
             out[-1].append(i)
         return out
-    enough = range(len(order) * (max(lengths, default=0) + 8))
-    return cut(bisect.bisect_left(enough, True, key=lambda most: len(cut(most)) <= count))
+    # the larger they may be, the fewer it takes: bisection finds the least size of which `count` are enough
+    sizes = range(len(order) * (max(lengths, default=0) + 8))
+    return cut(bisect.bisect_left(sizes, True, key=lambda most: len(cut(most)) <= count))
 
 
 def micro_batches(cfg, tokens):
@@ -638,11 +617,14 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
         program, inputs, message = proposal
         program = references[0].program if kind == "induction" else program
         r.known = kind != "induction" and program in game.known
-        r.verdict = selfplay.fault(kind, program, inputs, message, cfg.max_lines if cfg.length_gate else 0) \
-            or ("known" if cfg.novelty_gate and r.known else "") \
-            or ("held out" if selfplay.is_banned(program, inputs, banned) else "")
-        game.held_out += r.verdict == "held out"
-        if not r.verdict:
+        if why := selfplay.fault(kind, program, inputs, message, cfg.max_lines if cfg.length_gate else 0):
+            r.verdict = why
+        elif cfg.novelty_gate and r.known:
+            r.verdict = "known"
+        elif selfplay.is_banned(program, inputs, banned):
+            r.verdict = "held out"
+            game.held_out += 1
+        else:                                        # make_tasks has the last word, below
             wanted.append((kind, program, inputs, message))
             slots.append(r)
             if kind != "induction":
@@ -667,8 +649,8 @@ def choose_tasks(cfg, game, fresh, rng):
         pool = list(game.buffers[kind])
         # of the newest 1000, those that some tries solved and some did not
         good = [t for t in pool[-1000:] if 0 < t.rate < 1] if cfg.fill == "learnable" else []
-        for source in (good, pool):
-            taken = set(map(id, mine))
+        for source in (good, pool):                  # as many of these as there is room for, then any others
+            taken = set(map(id, mine))               # no task twice in a batch; a Task has no hash, so by its id
             mine += selfplay.sample([t for t in source if id(t) not in taken], places - len(mine), rng)
         tasks += mine
     return tasks
@@ -695,7 +677,12 @@ SHARED = 256  # tokens of a row that tries share: without sharing an update take
 def shared_rows(rollouts, longest):
     """Rollouts with one prompt may share a row: prompt, reply, reply, ... The tries of a task read the same one, which
     is about as long as a reply. Rows stop at `longest` tokens: attention is quadratic. Each row is five lists: which
-    rollouts, and of each token its id, position, predecessor and branch (GPT.forward)."""
+    rollouts, and four numbers a token (GPT.forward). For a prompt p with the replies a and b:
+
+        id        p0 p1 p2 a0 a1 b0
+        position   0  1  2  3  4  3      b begins where a began: behind the prompt
+        previous   0  0  1  2  3  2      where in the row the token before it stands; b0 follows p2
+        branch     0  0  0  1  1  2      a token sees the prompt (0) and its own branch"""
     rows, open_row = [], {}                                        # prompt -> its row
     for i, r in enumerate(rollouts):
         P, row = len(r.prompt), open_row.get(tuple(r.prompt))
@@ -764,7 +751,7 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
     of some of the rollouts: kl_after, from the policy before the update to the one after it; and mismatch, from the
     sampler to the policy before the update, which has the same weights but other kernels and rounding."""
     total, order = Counter(), list(range(len(rollouts)))
-    some = rollouts[::-(-len(rollouts) // 64)]
+    some = rollouts[::math.ceil(len(rollouts) / 64)]         # 64 at most, evenly spread
     probe = rollout_batches(some, torch.zeros(len(some)), cfg)
     before = log_probs(cfg, model, probe)
     total["mismatch"] = kl(torch.cat([old[mask] for _, _, mask, old, *_ in probe]), before)
@@ -800,11 +787,6 @@ def rewind_metrics(out, phase, first):
 def append(out, name, text):
     with open(os.path.join(out, name), "a", encoding="utf-8", errors="replace") as f:
         f.write(text)
-
-
-def mean(values):
-    """None of none: what was not measured is not 0."""
-    return evaluation.mean(list(values))
 
 
 def measures(cfg, ex, proposals, solves, used, adv, stats):
@@ -938,9 +920,11 @@ def seeded(cfg, model, ex, banned):
 
 
 def self_play(cfg, model, ex, suite, banned, base_state, out):
+    """Algorithm 1, from the last checkpoint if there is one. Returns (Game, minutes). Its local names are the story:
+    proposals and solves are Rollouts, fresh the proposals' valid Tasks, tasks what is solved, used what is learnt."""
     start = time.time()
-    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, 0.99, cfg.adam_eps,
-                                 cfg.sharp_lr)
+    optimizers = make_optimizers(model, cfg.optimizer == "muon", cfg.muon_lr, cfg.lr, beta2=0.99, eps=cfg.adam_eps,
+                                 sharp_lr=cfg.sharp_lr)
     path, first, spent = os.path.join(out, "ckpt.pt"), 0, 0.0
     if os.path.exists(path):
         game, first, spent = restore(cfg, path, model, base_state, optimizers)
@@ -952,7 +936,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
     small = {key: tasks[:evaluation.SMALL] for key, tasks in suite.items()}
 
     for step in range(first, cfg.steps):
-        rng, t0, executing = random.Random(f"{cfg.seed}/{step}"), time.time(), ex.seconds
+        rng, t0, executed = random.Random(f"{cfg.seed}/{step}"), time.time(), ex.seconds
 
         # 1) propose: the model writes tasks, looking at tasks of the buffers;  2) verify: run them, keep the valid
         if cfg.proposer == "fixed":
@@ -961,14 +945,13 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             proposals = propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
             fresh = [r.task for r in proposals if r.task]
             if cfg.previous_step:
-                now = Counter(t.kind for t in fresh)
-                fresh = [t for k, n in game.waiting.items() for t in list(game.buffers[k])[-n:]]
-                game.waiting = dict(now)
+                old, game.waiting = game.waiting, dict(Counter(t.kind for t in fresh))
+                fresh = [t for k, n in old.items() for t in list(game.buffers[k])[-n:]]
             tasks = choose_tasks(cfg, game, fresh, rng)
 
         # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
         solves = solve(cfg, model, ex, tasks, step) if cfg.learner == "rl" else []
-        if cfg.previous_step:                         # the proposer is paid by estimates of its own
+        if cfg.previous_step:     # fresh tasks wait a step, but their proposers are paid now: by tries for that alone
             game.rollouts += len(solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6))
         for r in proposals:
             r.reward = selfplay.propose_reward(r.verdict, r.task.rate if r.task else -1.0, cfg.proposer_reward,
@@ -976,7 +959,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             if r.task:
                 game.buffers[r.kind].append(r.task)
         game.rollouts += len(solves) + (len(proposals) if cfg.proposer in ("train", "frozen") else 0)
-        t1, executing = time.time(), ex.seconds - executing
+        t1, executing = time.time(), ex.seconds - executed
 
         # 5) learn: advantages by cell, then the update over packed rollouts
         rise, fall = (step + 1) / max(1, cfg.lr_warmup), (cfg.steps - step) / max(1, cfg.steps * cfg.lr_decay)
@@ -987,6 +970,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             n = cfg.tries
             mixed = {g for g in range(len(tasks))           # the tasks whose tries earned different rewards
                      if len({r.reward for r in solves[g * n:(g + 1) * n]}) > 1}
+            # solves holds the n tries of task 0, then those of task 1, ...: i % n is the number of a try
             used = [r for i, r in enumerate(solves) if (r.group in mixed or not cfg.skip_flat)
                     and i % n < (cfg.learn_tries or n)]
             used += proposals if cfg.proposer == "train" else []
@@ -1104,12 +1088,8 @@ def grid(cfg, args, argv):
             ["--out", out, "--ablation", name, "--seed", str(seed), *rest]
         row = subprocess.Popen([sys.executable, os.path.abspath(__file__), *how])
         signal.signal(signal.SIGTERM, lambda number, _, row=row: row.send_signal(number))
-        try:
-            code = row.wait()
-        except KeyboardInterrupt:                      # the terminal told the row as well: it saves, then ends
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            code = row.wait()
-        if code:
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal tells the row as well: it saves, then ends
+        if code := row.wait():
             sys.exit(code)
 
 
@@ -1123,7 +1103,6 @@ def main(argv=None):
         if sum(a.startswith("--") for a in argv) > 1:
             fail("--resume takes its settings from the run's config.json: give no other flag")
         cfg = read_config(out)
-        check(cfg)
     else:
         name = f"runs/{cfg.name}-{args.preset}-s{cfg.seed}"
         out = args.out or next(p for p in (name, *(f"{name}-{n}" for n in range(2, 10 ** 6))) if not os.path.exists(p))
