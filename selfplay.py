@@ -454,7 +454,7 @@ class Draw:
 def ban(tasks):
     """What may not enter warm-up or self-play: every (program, input) of the tasks, and from depth 2 on their programs.
     There are so few programs of depth 1 that banning them would leave nothing to learn from; so an abduction task of
-    depth 1 (program and output) may be met with another input that gives the same output, and three in ten are."""
+    depth 1 (program and output) may be met with another input that gives the same output, and a third of them are."""
     return {t.program for t in tasks if t.depth > 1} | {(t.program, i) for t in tasks for i in t.inputs}
 
 
