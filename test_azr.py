@@ -2679,28 +2679,26 @@ class TestReport(unittest.TestCase):
 
 class TestReadme(unittest.TestCase):
     def test_results_are_the_records(self):
-        """The READMEs' tables of results, and the tables, CSVs and drawings under results/, are what --compare makes of
-        the records kept there."""
+        """The READMEs' tables of results, and the tables and drawings under results/, are what --compare makes of the
+        records kept there."""
         readme = "".join(pathlib.Path(HERE, p).read_text(encoding="utf-8") for p in ("README.md", "results/README.md"))
-        for folder in ("early_habits", "large_epsilon", "older"):
+        main = [str(pathlib.Path(HERE, "results", "main", f"full-s{seed}.json")) for seed in (1, 2, 3)]
+        for folder in ("grid", "early_habits", "timid"):
             records = sorted(str(p) for p in pathlib.Path(HERE, "results", folder).glob("*-s[0-9].json"))
             with tempfile.TemporaryDirectory() as d:
-                self.assertEqual(call_eval("--compare", *records, "--out", d)[0], 0)
+                self.assertEqual(call_eval("--compare", *main * (folder == "grid"), *records, "--out", d)[0], 0)
                 for name in os.listdir(d):
                     made = pathlib.Path(d, name).read_text(encoding="utf-8")
                     self.assertEqual(pathlib.Path(HERE, "results", folder, name).read_text(encoding="utf-8"), made)
-            if folder == "early_habits":
-                table = pathlib.Path(HERE, "results", folder, "compare.md").read_text(encoding="utf-8")
-                table = table.partition("Percent right")[0].strip()        # the README leaves out the last columns
-                self.assertIn(re.sub(r"^((\|[^|]*){9}\|).*$", r"\1", table, flags=re.M), readme)
-        for folder in ("main", "early_habits"):                       # and tables by seed
-            records = [str(pathlib.Path(HERE, "results", folder, f"full-s{seed}.json")) for seed in (1, 2, 3)]
-            tables = evaluation.group_runs(evaluation.read_runs(records))
-            self.assertEqual((tables[0][0]["name"], tables[0][0]["seeds"]), ("full", 3))
-            for run in tables[0][0]["runs"]:
-                for m in ("pass@1", "greedy"):
-                    end, rise = 100 * run[m], 100 * run["gain " + m]
-                    self.assertIn(f"{end - rise:.1f} -> {end:.1f} | **{rise:+.1f}**", readme)
+        table = pathlib.Path(HERE, "results", "grid", "compare.md").read_text(encoding="utf-8")
+        table = table.partition("Percent right")[0].strip()                # the README leaves out the last columns
+        self.assertIn(re.sub(r"^((\|[^|]*){9}\|).*$", r"\1", table, flags=re.M), readme)
+        tables = evaluation.group_runs(evaluation.read_runs(main))         # and the table by seed
+        self.assertEqual((tables[0][0]["name"], tables[0][0]["seeds"]), ("full", 3))
+        for run in tables[0][0]["runs"]:
+            for m in ("pass@1", "greedy"):
+                end, rise = 100 * run[m], 100 * run["gain " + m]
+                self.assertIn(f"{end - rise:.1f} -> {end:.1f} | **{rise:+.1f}**", readme)
 
     def test_its_commands_parse(self):
         """Every flag in the README is one of train.py's or eval.py's, and with its value train.py takes it."""
