@@ -657,4 +657,7 @@ def show(role, kind, prompt, reply):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:                    # no kernel wall stands here
+        sys.exit(f"error: {error}")
