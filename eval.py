@@ -18,13 +18,15 @@ Where we differ from the paper and from the authors' code:
 
 Try:  python eval.py RUN                     # the held-out table of a run's folder
       python eval.py RUN --tasks FILE.jsonl  # CRUXEval's fields: code, input, output, id
-      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.md and .svg
+      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.md, .csv and .svg
       python eval.py --report RUN            # one page, RUN/report.html
       python eval.py --bench                 # speeds beside naive paths and this machine's limit
 """
 import argparse
 import copy
+import csv
 import html
+import io
 import json
 import math
 import os
@@ -458,6 +460,7 @@ def people_suite(ex, n_inputs):
 # Files: a run's folder, and a stranger's
 
 VERSION = 3  # of checkpoints. 1 paired other channels in rotary positions; 2 had two more fields in GPTConfig
+LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
 NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
           "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536),
           "steps": (int, 1, 2**63)}  # type, least, most
@@ -567,7 +570,12 @@ def read_tasks(ex, path):
     rows, wrong, tasks = [], {}, []  # rows: (number of the line, its object); wrong: {number: what is wrong with it}
     try:
         with open(path, "rb") as f:
-            for n, line in enumerate(f, 1):
+            for n, line in enumerate(iter(lambda: f.readline(LINE_LIMIT), b""), 1):
+                if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
+                    wrong[n] = f"longer than {LINE_LIMIT} bytes"
+                    while line and not line.endswith(b"\n"):
+                        line = f.readline(LINE_LIMIT)
+                    continue
                 try:
                     row = json.loads(line.decode("utf-8-sig"))
                     lacks = [k for k in ("code", "input", "output") if at_path(row, k, kind=str) is None]
@@ -684,8 +692,9 @@ def group_runs(runs):
             row["gain " + m], _, half = spread(gains)
             low, high = mine[0]["ci " + m] if half is None else (row["gain " + m] - half, row["gain " + m] + half)
             row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": gains}
-        for k in ("rollouts", "minutes", "gain pass@16"):
+        for k in ("rollouts", "minutes", "gain pass@16", *(f"gain {m} {k}" for m in METRICS[:2] for k in KINDS)):
             row[k] = mean([r[k] for r in mine])
+        row["seed list"] = " ".join(r["seed"] for r in mine)
         starts.setdefault(json.dumps([setting.get(k, False) for k in BASE_FIELDS]), []).append(row)  # seed is in OWN
     for rows in starts.values():
         lead = min(rows, key=lambda r: (r["runs"][0]["name"] != "full", -r["seeds"],
@@ -733,7 +742,7 @@ def compare_table(tables):
 
 
 def compare(paths, out, keep=None):
-    """--compare: print the tables; write compare.md and compare.svg to `out`, and the first row's curves.svg."""
+    """--compare: print the tables; write compare.md, .csv and .svg to `out`, and the first row's curves.svg."""
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
@@ -741,11 +750,15 @@ def compare(paths, out, keep=None):
         fail("--keep names a record after its folder, and two of these have one name: rename one")
     for run in runs if keep else []:
         write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
-    tables = group_runs(runs)
-    table = compare_table(tables)
+    tables, text = group_runs(runs), io.StringIO()
+    rows, table = sum(tables, []), compare_table(tables)
     print(table, end="")
-    for name, content in (("compare.md", table), ("compare.svg", compare_svg(tables)),
-                          ("curves.svg", curves_svg([r["record"] for r in tables[0][0]["runs"]]))):
+    columns = [k for k in rows[0] if k != "runs"]
+    csv.writer(text, lineterminator="\n").writerows([columns, *(
+        [" ".join(f"{x:.4f}" for x in v) if isinstance(v, list) else f"{v:.6g}" if isinstance(v, float) else v
+         for v in map(r.get, columns)] for r in rows)])
+    for name, content in (("compare.md", table), ("compare.csv", text.getvalue()), ("compare.svg", compare_svg(tables)),
+                          ("curves.svg", curves_svg([r["record"] for r in rows[0]["runs"]]))):
         if content:
             write_text(os.path.join(out, name), content)
             print(f"wrote {os.path.join(out, name)}")

@@ -1095,7 +1095,7 @@ class TestTrain(unittest.TestCase):
         """Disk full, a read-only folder, a full GPU: one line that says what to do, and nothing half written."""
         full, read_only = OSError(28, "No space left on device"), OSError(30, "Read-only file system")
         for fault, words in ((full, "make room"), (read_only, "make room"),
-                             (torch.OutOfMemoryError("x"), "tasks (now 4)"), (FloatingPointError("x"), "lower lr")):
+                             (torch.OutOfMemoryError("x"), "--tasks (now 4)"), (FloatingPointError("x"), "lower lr")):
             with tempfile.TemporaryDirectory() as tmp, unittest.mock.patch.object(train, "run", side_effect=fault):
                 self.assertIn(words, refusal(self, train.main, ["--out", f"{tmp}/run", *TINY]))
                 self.assertEqual(sorted(os.listdir(f"{tmp}/run")), [".lock", "config.json"])
@@ -2469,7 +2469,7 @@ class TestLoading(unittest.TestCase):
         self.assertIn("ckpt.pt", self.refused())
 
 
-COMPARE_FILES = ("compare.md", "compare.svg", "curves.svg")
+COMPARE_FILES = ("compare.md", "compare.csv", "compare.svg", "curves.svg")
 
 
 class TestCompare(unittest.TestCase):
@@ -2499,6 +2499,8 @@ class TestCompare(unittest.TestCase):
                                           f"{mean - 100 * base + half:+.1f}]")
             self.assertEqual(table[0][9:12], ["1,500", "2.0", "`python train.py / tee log`"])
             self.assertRegex(table[2][5], r"^\+0.0 \[\+0.0, \+0.0\]$")
+            with open(os.path.join(d, "out", "compare.csv")) as f:
+                self.assertEqual(len(f.read().strip().split("\n")), 5)     # a header, and a name that holds a line end
             with open(os.path.join(d, "out", "compare.svg")) as f:
                 svg = f.read()
             xml.etree.ElementTree.fromstring(svg)
@@ -2537,7 +2539,7 @@ class TestCompare(unittest.TestCase):
         (full, other), (free, stiff) = evaluation.group_runs(runs)
         self.assertEqual([r["name"] for r in (full, other, free, stiff)], ["full", "other", "free", "stiff"])
         self.assertAlmostEqual(other["over pass@1"], ((0.05 - 0.1) + (0.12 - 0.2)) / 2)
-        self.assertEqual([r["seed"] for r in other["runs"]], ["3", "1"])
+        self.assertEqual(other["seed list"], "3 1")
         self.assertAlmostEqual(stiff["over pass@1"], 0.2)
 
     def test_records_stand_for_runs(self):
@@ -2679,11 +2681,11 @@ class TestReport(unittest.TestCase):
 
 class TestReadme(unittest.TestCase):
     def test_results_are_the_records(self):
-        """The READMEs' tables of results, and the tables and drawings under results/, are what --compare makes of the
+        """The READMEs' tables of results, and the tables, CSVs and drawings under results/, are what --compare makes of the
         records kept there."""
         readme = "".join(pathlib.Path(HERE, p).read_text(encoding="utf-8") for p in ("README.md", "results/README.md"))
         main = [str(pathlib.Path(HERE, "results", "main", f"full-s{seed}.json")) for seed in (1, 2, 3)]
-        for folder in ("grid", "early_habits", "timid"):
+        for folder in ("grid", "early_habits", "large_epsilon", "timid"):
             records = sorted(str(p) for p in pathlib.Path(HERE, "results", folder).glob("*-s[0-9].json"))
             with tempfile.TemporaryDirectory() as d:
                 self.assertEqual(call_eval("--compare", *main * (folder == "grid"), *records, "--out", d)[0], 0)

@@ -288,6 +288,8 @@ def check(cfg):
             fail(f"--{name} is a share between 0 and 1, not {getattr(cfg, name)}")
     if cfg.learner != "rl" and cfg.proposer != "fixed":
         fail(f"--learner {cfg.learner} learns from the fixed set of tasks: add --proposer fixed")
+    if cfg.samples > 64:
+        fail("--samples above 64 is not supported")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda, but torch sees no CUDA device: use --device cpu, or install a CUDA build of torch and a "
              "driver that is new enough for it")
@@ -315,14 +317,20 @@ def origin(cfg):
 
 
 def read_config(out):
-    """The Config of a run's config.json, read as flags are: the file may have been edited by hand."""
+    """The Config of a run's config.json, each field checked for its type: the file may have been edited by hand."""
     try:
         with open(os.path.join(out, "config.json"), encoding="utf-8") as f:
             stored = json.load(f)
-        flags = [f"--{f.name}={stored[f.name]}" for f in fields(Config)]
+        values = {f.name: stored[f.name] for f in fields(Config)}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         fail(f"{out} holds no run to resume ({type(error).__name__}: {error})")
-    return parse(flags)[0]
+    for f in fields(Config):
+        v = values[f.name]
+        if f.type is float and type(v) is int and abs(v) < 1e9:
+            values[f.name] = float(v)
+        elif type(v) is not f.type:
+            fail(f"{out}/config.json: {f.name} must be a {f.type.__name__}, not {str(v)[:40]!r}")
+    return Config(**values)
 
 
 def lock(folder):
@@ -1074,7 +1082,7 @@ def grid(cfg, args, argv):
     if args.ablation == "all":
         names = [name for name, row in ABLATIONS.items() if not clashes(row, args.preset)]
         if len(names) < len(ABLATIONS):
-            print(f"left out, as they set what --preset {args.preset} sets: {', '.join(ABLATIONS.keys() - {*names})}")
+            print(f"left out, as they set what --preset {args.preset} sets: {', '.join(n for n in ABLATIONS if n not in names)}")
     jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + max(1, args.seeds)) for name in names]
     ap = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("ablation", "seeds", "seed", "out", "name"):
@@ -1103,6 +1111,7 @@ def main(argv=None):
         if sum(a.startswith("--") for a in argv) > 1:
             fail("--resume takes its settings from the run's config.json: give no other flag")
         cfg = read_config(out)
+        check(cfg)
     else:
         name = f"runs/{cfg.name}-{args.preset}-s{cfg.seed}"
         out = args.out or next(p for p in (name, *(f"{name}-{n}" for n in range(2, 10 ** 6))) if not os.path.exists(p))
@@ -1125,9 +1134,9 @@ def main(argv=None):
         fail(f"{error}: lower lr (now {cfg.lr}) in {out}/config.json, then go on from the last checkpoint with "
              f"python train.py --resume {out}")
     except torch.OutOfMemoryError:
-        fail(f"CUDA is out of memory: in {out}/config.json lower micro_tokens (now {cfg.micro_tokens}), or tasks (now "
-             f"{cfg.tasks}) and proposals (now {cfg.proposals}) together, then --resume {out}; block_size bounds the "
-             "sampler's cache, but is the base's as well")
+        fail(f"CUDA is out of memory: lower --micro_tokens (now {cfg.micro_tokens}), or --tasks (now {cfg.tasks}) and "
+             f"--proposals (now {cfg.proposals}) together, then --resume {out} with the new values in its config.json; "
+             "--block_size bounds the sampler's cache, but is the base's as well")
     except OSError as error:
         if error.errno in (28, 30):  # disk full, read-only file system
             fail(f"{error.strerror} while writing to {out}: make room, then  python train.py --resume {out}")
