@@ -2681,8 +2681,8 @@ class TestReport(unittest.TestCase):
 
 class TestReadme(unittest.TestCase):
     def test_results_are_the_records(self):
-        """The READMEs' tables of results, and the tables, CSVs and drawings under results/, are what --compare makes of the
-        records kept there."""
+        """The READMEs' tables of results, and the tables, CSVs and drawings under results/, are what --compare makes of
+        the records kept there."""
         readme = "".join(pathlib.Path(HERE, p).read_text(encoding="utf-8") for p in ("README.md", "results/README.md"))
         main = [str(pathlib.Path(HERE, "results", "main", f"full-s{seed}.json")) for seed in (1, 2, 3)]
         for folder in ("grid", "early_habits", "large_epsilon", "timid"):

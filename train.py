@@ -1082,7 +1082,8 @@ def grid(cfg, args, argv):
     if args.ablation == "all":
         names = [name for name, row in ABLATIONS.items() if not clashes(row, args.preset)]
         if len(names) < len(ABLATIONS):
-            print(f"left out, as they set what --preset {args.preset} sets: {', '.join(n for n in ABLATIONS if n not in names)}")
+            print(f"left out, as they set what --preset {args.preset} sets:",
+                  ", ".join(name for name in ABLATIONS if name not in names))
     jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + max(1, args.seeds)) for name in names]
     ap = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("ablation", "seeds", "seed", "out", "name"):
