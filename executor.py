@@ -26,20 +26,22 @@ Where this differs from the paper (P) and from the authors' released code (C), a
  4) C cuts outputs at 400 characters and keeps the stump as truth. Here an output is whole or an error.
  5) C pastes text into templates: the input `1) or (2`, or a program that defines repr, rewrites the test. Here an input
     is parsed on its own and made afresh for each run; one that is no literal is evaluated in a scratch copy of the
-    program, so it cannot change what it is given to. Where an answer must be data, ask literals() first.
+    program, so it cannot change what it is given to (but for objects of the program's classes: `evaluated`). Where an
+    answer must be data, ask literals() first.
  6) C scans the imports for banned modules (dotted ones, `os.path`, never match, so `import os` passes) and refuses the
     text `input(`, in process_input( too. Here imports are an allow-list, a few names are refused for tidiness, and the
     kernel is the wall.
- 7) C stops a run after 10 s of wall time; here after 0.2 s of CPU time, which a busy machine does not change.
+ 7) C stops a run after 10 s of wall time; here after 0.2 s of CPU time, which a busy machine hardly changes.
 
 Covered: files, network, processes, signals, memory, endless loops (in C code, __repr__ and __del__ too), outputs too
 large, deep or cyclic, programs that spoil the next one, killed workers, a killed trainer.
 NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
-takes over its child can state any value of its own f, and read the texts it was sent with. A result that depends on
-the recursion or memory limit is accepted. So is, now and then, one that depends on a few low bits of an address or a
-hash, or on the order of a set of two words (one time in eight); and always one that depends on the order of a set of
-None or built-in types, which is this Python's. Total memory is up to 2 x workers x memory_mb. Without seccomp it
-refuses; with unsafe=True a program that takes over its child can hold the trainer up for ever.
+takes over its child can state any value of its own f. Any program can read the texts it was sent with (str.format
+follows frames), which hold no answers. A result that depends on the recursion or memory limit is accepted. So is, now
+and then, one that depends on a few low bits of an address or a hash, on the order of addresses (on each, where the
+kernel does not randomise them), or on the order of a set of two words (one time in eight); and always one that depends
+on the order of a set of None or built-in types, which is this Python's. Total memory is up to 2 x workers x memory_mb.
+Without seccomp it refuses; with unsafe=True a program that takes over its child can hold the trainer up for ever.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
@@ -101,8 +103,8 @@ class NotPlain(Exception):
     """The output is no plain data, or is too long, too deep or cyclic."""
 
 
-class Forbidden(ImportError):
-    """Raised in a program that reaches for what it may not have. An ImportError: `try: import numpy` can fall back."""
+class Forbidden(ModuleNotFoundError):
+    """Raised in a program that reaches for what it may not have: `try: import numpy` can fall back."""
 
 
 def plain(x, mode, seen, depth=0):
@@ -112,6 +114,8 @@ def plain(x, mode, seen, depth=0):
     if type(kind) is not type:     # a metaclass could answer the comparisons below
         raise NotPlain
     seen.append(kind)
+    if kind is complex:
+        x = complex(x.real + 0.0, x.imag + 0.0)     # -0.0 to 0.0: repr would write (-0-2j), which reads as -2j
     if x is None or kind in (int, str, bytes, bool, float, complex):
         # 14000 bits are 4,200 digits: Python refuses to print more than 4,300
         if kind is int and x.bit_length() > 14000 or kind in (str, bytes) and len(x) > OUTPUT_CHARS:
@@ -145,7 +149,7 @@ def texts(x):
     kinds = set(seen)
     key = plain(x, "key", []) if dict in kinds else value
     loose = key if kinds.isdisjoint((bool, float, complex, frozenset)) else plain(x, "loose", [])
-    if max(len(value), len(loose)) > OUTPUT_CHARS:
+    if len(value) > OUTPUT_CHARS:     # of loose, where 1e308 has 309 digits, the counts above are bound enough
         raise NotPlain
     return value, "" if key == value else key, "" if loose == key else loose
 
@@ -171,16 +175,16 @@ def literal(node):
         a, b = literal(node.left), literal(node.right)
         if type(a) in (int, float) and type(b) is complex:
             return a + b if type(node.op) is ast.Add else a - b
-    if kind is ast.Name and node.id in ("inf", "nan"):
-        return float(node.id)
+    if kind is ast.Name and node.id in ("inf", "nan", "infj", "nanj"):
+        return (complex if node.id[3:] else float)(node.id)
     if kind is ast.Call and type(node.func) is ast.Name and node.func.id in MAKERS and not node.keywords:
         return MAKERS[node.func.id](*map(literal, node.args))
     raise ValueError("not a literal")
 
 
-def arguments(args, program, space):
-    """The text between the brackets of f(...) -> positional, named. Parsed on its own: a bracket that closes the call
-    early does not give one call of `_`. The newline ends a trailing comment."""
+def arguments(args):
+    """The text between the brackets of f(...) -> (positional, named), or code that gives them. Parsed on its own: a
+    bracket that closes the call early does not give one call of `_`. The newline ends a trailing comment."""
     tree = ast.parse("_(" + args + "\n)", mode="eval")
     call = tree.body
     if type(call) is not ast.Call or type(call.func) is not ast.Name or call.func.id != "_":
@@ -189,7 +193,7 @@ def arguments(args, program, space):
         positional, named = [literal(a) for a in call.args], {k.arg: literal(k.value) for k in call.keywords}
         if len(named) == len(call.keywords) and None not in named:     # not x=1, x=2 and not **
             return positional, named
-    except ValueError:    # an expression, such as dict(a=1) or 'a' * 20: gated like a program, run in a scratch copy
+    except ValueError:    # an expression, such as dict(a=1) or 'a' * 20: gated like a program
         pass
     if any(type(node) is ast.NamedExpr for node in ast.walk(tree)):
         raise ValueError("an input binds no names")
@@ -197,17 +201,30 @@ def arguments(args, program, space):
     code = compile(tree, "<input>", "eval", dont_inherit=True)
     if gate(code)[0] != "batch":
         raise Forbidden
-    scratch = dict(space)
+    return code
+
+
+def evaluated(expression, program, clean, space, classes):
+    """The values of an input that is no literal: of a scratch copy of the program, so that it cannot change the one
+    that it is given to. Only an object of a class of the program's has to be of the class that f knows, so of that."""
+    scratch = dict(clean)
     exec(program, scratch)
-    scratch["<arguments>"] = lambda *positional, **named: (positional, named)
-    return eval(code, scratch)
+    for names in (scratch, space):
+        names["<arguments>"] = lambda *positional, **named: (positional, named)
+    given = eval(expression, scratch)
+    try:
+        if classes:
+            plain([*given], "value", [])
+        return given
+    except NotPlain:
+        return eval(expression, space)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # In a child: the name gate. It keeps batches clean and verdicts clear. It is NOT the wall, so it may be wrong at times.
 
 MODULES = ("math cmath collections collections.abc itertools functools operator re heapq bisect string copy typing "
-           "__future__ abc enum dataclasses").split()
+           "__future__ abc enum dataclasses unicodedata").split()
 HIDDEN = {"Formatter", "ForwardRef", "get_type_hints"}      # these follow attribute paths, or evaluate text
 NO_BUILTINS = "open eval exec compile input globals help breakpoint id".split()
 FORBIDDEN = set("""__subclasses__ __bases__ __base__ __mro__ mro __globals__ __builtins__ __loader__ __spec__ __code__
@@ -217,11 +234,11 @@ FORBIDDEN = set("""__subclasses__ __bases__ __base__ __mro__ mro __globals__ __b
 # What could reach a neighbour in the batch (classes, attributes of shared objects) gets a child of its own:
 OWN_CHILD = set("""type object super getattr setattr delattr vars locals register attrgetter methodcaller wraps abc enum
     update_wrapper total_ordering cached_property singledispatchmethod final no_type_check no_type_check_decorator
-    runtime_checkable override overload dataclass_transform dataclasses evaluate obj Annotated""".split())
+    runtime_checkable override overload dataclass_transform dataclasses evaluate obj Annotated RegexFlag""".split())
 op = opcode.opmap.get
 OWN_CHILD_OPS = {op("LOAD_BUILD_CLASS"), op("STORE_ATTR"), op("DELETE_ATTR"), op("MATCH_CLASS")}
 SET_OPS = {op("BUILD_SET"), op("SET_ADD"), op("SET_UPDATE")}
-SET_NAMES = set("set frozenset hash __hash__ keys items KeysView ItemsView".split())     # views make sets with & | ^ -
+SET_NAMES = set("set frozenset hash keys items KeysView ItemsView get_origin".split())   # views make sets with & | ^ -
 
 
 def gate(code):
@@ -261,7 +278,7 @@ def allowed_builtins():
     real_getattr, attrgetter, methodcaller = getattr, modules["operator"].attrgetter, modules["operator"].methodcaller
 
     def checked(name):
-        return refuse() if isinstance(name, str) and not FORBIDDEN.isdisjoint(name.split(".")) else name
+        return refuse() if isinstance(name, str) and not FORBIDDEN.isdisjoint(str.split(name, ".")) else name
 
     def guarded_import(name, globals=None, locals=None, fromlist=(), level=0):
         return refuse() if level or name not in modules else modules[name if fromlist else name.split(".")[0]]
@@ -307,20 +324,22 @@ def compiled(program, gated):
 def judge(program, args, space, own):
     """Run f(args) -> its record; the error "own" asks for a child of its own. All that the program made dies when this
     returns, with the timer still running: __del__ and `finally` can hang too."""
-    space, stage = dict(space), "parse"
+    clean, space, stage = space, dict(space), "parse"
     try:
         if program is None:         # an answer, see Executor.literals
             return line("", *texts(literal(ast.parse(args.strip(), mode="eval").body)))
         if args is None:            # see Executor.complexity
             return line("", *texts(complexity(program)))
         code, lane, sets = compiled(program, space["__builtins__"] is not builtins)
-        if lane != "batch" and not (lane == "own" and own):
+        if lane == "forbidden" or lane == "own" and not own:
             return line(lane)
-        positional, named = arguments(args, code, space)
+        given = arguments(args)
         stage = "run"
         exec(code, space)
+        positional, named = given if type(given) is tuple else evaluated(given, code, clean, space, lane == "own")
         f = space.get("f")
-        sets = sets or any(word in args for word in ("{", "set", "hash", "keys", "items"))
+        text = unicodedata.normalize("NFKC", args)     # as Python reads names
+        sets = sets or any(word in text for word in ("{", "set", "hash", "keys", "items"))
         return line("", *texts(f(*positional, **named)), sets) if callable(f) else line("no_f")
     except BaseException as e:
         error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
@@ -357,12 +376,12 @@ def child(jobs, own, area, space, timeout, raise_wall):
 # ---------------------------------------------------------------------------------------------------------------------
 # The kernel wall
 
-# By machine: the audit arch; the calls a child may make (mmap mprotect munmap brk rt_sigreturn mremap madvise setitimer
-# exit clock_gettime exit_group getrandom); those that fail politely since honest code causes them (write open openat:
+# By machine: the audit arch; the calls a child may make (mmap mprotect munmap brk mremap madvise setitimer exit
+# clock_gettime exit_group getrandom); those that fail politely since honest code causes them (write open openat:
 # compile() looks for the source of a bad line). Any other call kills. None of these waits: a child cannot sleep (one
-# thread needs no futex), and what does not sleep ends by its CPU time.
-SYSCALLS = {"x86_64": (0xC000003E, (9, 10, 11, 12, 15, 25, 28, 38, 60, 228, 231, 318), (1, 2, 257)),
-            "aarch64": (0xC00000B7, (222, 226, 215, 214, 139, 216, 233, 103, 93, 113, 94, 278), (64, 56))}
+# thread needs no futex), nor block a signal, and what does not sleep ends by its CPU time.
+SYSCALLS = {"x86_64": (0xC000003E, (9, 10, 11, 12, 25, 28, 38, 60, 228, 231, 318), (1, 2, 257)),
+            "aarch64": (0xC00000B7, (222, 226, 215, 214, 216, 233, 103, 93, 113, 94, 278), (64, 56))}
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 libc = ctypes.CDLL(None)
 
@@ -481,6 +500,9 @@ def receive(pipe):
 def zygote(timeout, memory_mb, gated, wall, trainer):
     """Runs as `python executor.py --zygote ...`. Reads a request whole before it answers, so the pipes cannot lock up.
     Ends when its request pipe closes or the trainer is gone."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())     # what the trainer blocks or ignores, we would inherit
+    for number in (signal.SIGPROF, signal.SIGXCPU, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
     space = {"__name__": "program", "__builtins__": allowed_builtins() if gated else builtins}
     for encoding in """ascii latin-1 utf-7 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be cp437 cp850
                        cp1251 cp1252 iso8859-15 koi8-r shift_jis gbk unicode_escape raw_unicode_escape""".split():
@@ -538,8 +560,10 @@ class Executor:
     wall. Any thread may call run()."""
 
     def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, cache_mb=64, gate=True):
-        self.workers = workers or max(1, (os.cpu_count() or 2) // 2)
-        self.settings = repr((timeout, memory_mb, gate, not unsafe, os.getpid()))
+        if not 0 < timeout < 1000 or memory_mb < 32:
+            raise ValueError(f"executor: timeout {timeout} s, memory_mb {memory_mb}: give above 0 and at least 32")
+        self.workers, self.owner = workers or max(1, (os.cpu_count() or 2) // 2), os.getpid()
+        self.settings = repr((float(timeout), int(memory_mb), gate, not unsafe, self.owner))
         self.cache, self.old_cache, self.cache_size, self.cache_limit = {}, {}, 0, cache_mb << 19
         self.replaced = 0     # zygotes that died and were started again
         self.seconds = 0.0    # spent in run(), all in all
@@ -592,8 +616,8 @@ class Executor:
 
     def run(self, jobs, check=True):
         """[(program, args), ...] -> [Result, ...], in order. check=False: one run, no test of determinism."""
-        if not self.zygotes:
-            raise RuntimeError("executor: it is closed")
+        if not self.zygotes or self.owner != os.getpid():     # a fork has none of our threads, and would wait for ever
+            raise RuntimeError("executor: it is closed, or was made by another process")
         start = time.monotonic()
         keys, found = [], {None: Result(False, error="syntax")}
         together = {}     # the inputs of one program side by side, to compile it once
@@ -672,6 +696,8 @@ def bury(z):
 
 def job_key(program, args, check):
     """The name of a job in the cache; None where a text is too long."""
+    if {type(program), type(args)} - {str, type(None)}:     # a str of numpy's, say, is none to the zygote
+        raise TypeError(f"executor: a job is two str, not {type(program).__name__} and {type(args).__name__}")
     if len(program or "") > PROGRAM_CHARS or len(args or "") > (OUTPUT_CHARS if program is None else INPUT_CHARS):
         return None
     return hashlib.blake2b(repr((program, args, check)).encode(), digest_size=16).digest()
@@ -683,7 +709,7 @@ def read_line(text):
     if text.count(b"\t") != 4:
         return Result(False, error="crash"), False
     error, value, key, loose, sets = text.decode("utf-8", "replace").split("\t")
-    if error or max(len(value), len(key), len(loose)) > OUTPUT_CHARS:
+    if error or len(value) > OUTPUT_CHARS:
         return Result(False, error=error if error.isidentifier() and len(error) < 64 else "crash"), False
     key = key or value
     return Result(True, value, key, loose or key), sets == "sets"

@@ -1316,8 +1316,9 @@ class ExecutorTest(unittest.TestCase):
              "        case int(n):\n            return n", "{'k': 5}"): "5",
             ("def f(x):\n    print(x)\n    return '{:>5}|{!r}|{x}'.format(x, x, x=x), f'{x:.2f}', '%d' % x", "3"):
                 "('    3|3|3', '3.00', '3')",
-            ("try:\n    import numpy as np\nexcept ImportError:\n    np = None\ndef f():\n    return np is None",
-             ""): "True",
+            ("try:\n    import numpy\nexcept ModuleNotFoundError:\n    numpy = 5\ndef f():\n    return numpy", ""): "5",
+            ("import unicodedata\ndef f(c):\n    return unicodedata.name(c), b'\\\\N{DIGIT ONE}'.decode("
+             "'unicode_escape')", "'a'"): "('LATIN SMALL LETTER A', '1')",
             ("f = lambda x: x ** 2", "3"): "9",
             ("def f(x):\n    caf\u00e9 = x\n    return caf\u00e9 + '\u00fc\U0001f600'",
              "'\u00e9'"): "'\u00e9\u00fc\U0001f600'",
@@ -1340,7 +1341,8 @@ class ExecutorTest(unittest.TestCase):
                  (body("assert False"), "", "AssertionError"), ("def f(n): return f(n + 1)", "0", "RecursionError"),
                  (body("raise KeyboardInterrupt"), "", "KeyboardInterrupt"), (body("raise SyntaxError"), "",
                                                                               "SyntaxError"),
-                 ("def f(): yield 1", "", "output"), ("def f(): return f", "", "output")]
+                 ("def f(): yield 1", "", "output"), ("def f(): return f", "", "output"),
+                 ("def f(x): return x", "1 / 0", "ZeroDivisionError"), ("def f(x): return x", "y", "NameError")]
         jobs = []
         for i, (program, args, _) in enumerate(cases):
             jobs += [(program, args), (f"def f(x): return x + {i}", str(i))]
@@ -1388,6 +1390,8 @@ class ExecutorTest(unittest.TestCase):
                      body("return 1 << 10 ** 8"), body("return b'a' * 10 ** 7"),
                      body("return {i: i for i in range(10 ** 5)}"),
                      body("return ['a' * 5000] * 10 ** 6")], allowed=["output"])
+        [huge] = self.ex.run([(body("return [1e308] * 1000"), "")])     # 309,000 digits where compared as Python's ==
+        self.assertEqual((huge.value.count("e+308"), huge.loose.count(", ")), (1000, 999))
 
     def test_keys_are_type_strict_and_loose_is_python_equality(self):
         """Equal keys mean equal values of equal types; loose means ==; neither depends on set or dict order."""
@@ -1417,7 +1421,8 @@ class ExecutorTest(unittest.TestCase):
         """The value of any ok result is a literal with the same key: a task's gold output can be an answer."""
         programs = [body("return " + t) for t in ["float('inf'), -float('inf'), float('nan')",
                                                   "{3, 'a', (1, 2)}, frozenset([1]), set()",
-                    "{'b': [1.5, -2], 'a': {None: b'x'}}", "-1-2j, complex(0, 1)", "'\\x00\\ud800\\u00e9\"\\''",
+                    "{'b': [1.5, -2], 'a': {None: b'x'}}", "-1-2j, 1j, -(2j), complex('inf+nanj')",
+                    "'\\x00\\ud800\\u00e9\"\\''",
                     "frozenset([frozenset()])"]]
         outputs = self.ex.run([(p, "") for p in programs])
         self.assertTrue(all(r.ok for r in outputs), outputs)
@@ -1464,6 +1469,17 @@ class ExecutorTest(unittest.TestCase):
         for text, r in zip(same, self.ex.run([(program, text) for text in same])):
             with self.subTest(args=text):
                 self.assertEqual(r.value, "([1], 1, 2.0, 2)")
+
+    def test_objects_as_inputs(self):
+        """An input may hold what the program defines, and f knows it again: a class's object, a member, a sentinel."""
+        self.values({
+            ("class P:\n    pass\ndef f(p):\n    return isinstance(p, P)", "P()"): "True",
+            ("from enum import Enum\nclass C(Enum):\n    A = 1\ndef f(c):\n    return c is C.A", "C.A"): "True",
+            ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\ndef f(p):\n    match p:\n"
+             "        case P(0):\n            return 'origin'", "P(0)"): "'origin'",
+            ("EMPTY = object()\ndef f(x):\n    return x[0] is EMPTY", "[EMPTY]"): "True",
+            ("def f(g):\n    return g(2)", "lambda x: x + 1"): "3",
+            ("state = []\nclass A:\n    pass\ndef f(x):\n    return state", "state.append(1)"): "[]"})
 
     def test_mutation_cannot_leak(self):
         """Each run has a fresh input, fresh defaults and fresh globals, also where one program has many inputs."""
@@ -1565,7 +1581,7 @@ class ExecutorTest(unittest.TestCase):
                      "def f(): return A.x"])
 
     def test_format_strings_give_text_only(self):
-        """str.format can read attributes, but only makes text: no object, no address, nothing of ours."""
+        """str.format can read attributes, but only makes text: no object, no address."""
         programs = ["def f(): return '{0.__globals__}'.format(f)",
                     "def f(): return '{0.__globals__[__builtins__]}'.format(f)",
                     "class A:\n    def m(s): pass\ndef f(): return '{0.m.__func__.__globals__}'.format(A())",
@@ -1829,6 +1845,8 @@ class WallTest(unittest.TestCase):
             "sys.setrecursionlimit(10 ** 9)\ndef g(n): return g(n + 1)\ng(0)", "ctypes.string_at(0); return 'harm'",
             "os.abort(); return 'harm'", "os._exit(0)", "os._exit(7)", "sys.exit(); return 'harm'"])
         self.assertNotIn("", errors)
+        number = {"x86_64": 15, "aarch64": 139}[os.uname().machine]     # rt_sigreturn could block the timers' signals
+        self.assertEqual(self.attack([f"libc.syscall({number}); return 'harm'"]), ["forbidden"])
         self.assertEqual(descendants(os.getpid()) - self.processes - {z.pid for z in self.ex.zygotes}, set())
 
     def test_network(self):
@@ -1951,6 +1969,28 @@ class LifeTest(unittest.TestCase):
         self.assertEqual(fds(), before)
         with self.assertRaises(RuntimeError):
             ex.run([("def f(): return 1", "")])
+
+    def test_misuse(self):
+        """A text of another type, settings that cannot work, and a fork of the trainer: an error that says so."""
+        with self.assertRaises(ValueError):
+            Executor(timeout=0)
+        with self.assertRaises(ValueError):
+            Executor(memory_mb=2)
+        done = self.run_script("""
+            import os
+            from executor import Executor
+            with Executor(workers=1) as ex:
+                try:
+                    ex.run([(b"def f(): return 1", "")])
+                except TypeError:
+                    print("bytes are no program")
+                pid = os.fork()
+                try:
+                    ex.run([("def f(): return 1", "")])
+                except RuntimeError:
+                    os._exit(7 if not pid else 8)
+                print(os.WEXITSTATUS(os.waitpid(pid, 0)[1]), ex.run([("def f(): return 2", "")])[0].value)""")
+        self.assertEqual(done.stdout, "bytes are no program\n7 2\n")
 
     def test_from_threads(self):
         """Many threads may call one executor at once, and each gets its own answers."""
