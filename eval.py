@@ -106,15 +106,11 @@ def interval(cells, draws=2000):
     return [round(float(v), 4) for v in np.percentile(total, (2.5, 97.5))]
 
 
-def fits(model, prompt, max_new):
-    return len(prompt) + max_new <= model.config.block_size
-
-
 def attempt(model, ex, tasks, max_new, temperature, tries, dtype):
     """Whether sampled solutions are right, (len(tasks), tries) bool. A prompt that leaves no room for max_new tokens is
     not asked and counts as wrong."""
     prompts = [solve_prompt(t) for t in tasks]
-    asked = [i for i, p in enumerate(prompts) if fits(model, p, max_new)]
+    asked = [i for i, p in enumerate(prompts) if len(p) + max_new <= model.config.block_size]
     replies, _ = generate(model, [prompts[i] for i in asked], max_new, temperature, tries, SUITE_SEED, dtype=dtype)
     verdicts = judge_answers(ex, [tasks[i] for i in asked for _ in range(tries)], [parse_answer(r) for r in replies])
     right = np.zeros((len(tasks), tries), bool)
@@ -127,19 +123,17 @@ def evaluate(model, ex, suite, max_new, samples=16, dtype="float32", counts=None
     build_suite makes it. counts, a dict, collects for each task whether the greedy reply was right and how many
     samples were, which paired intervals need: {kind: {depth: {"greedy": [0 or 1], "right": [0..samples], "samples":
     samples}}}. dtype: of the matrix products, best that of self-play, whose policy it is."""
-    keys, tasks = list(suite), [t for key in suite for t in suite[key]]
+    tasks, ends = [t for cell in suite.values() for t in cell], np.cumsum([len(cell) for cell in suite.values()])[:-1]
     greedy = attempt(model, ex, tasks, max_new, 0.0, 1, dtype)
     sampled = attempt(model, ex, tasks, max_new, 1.0, samples, dtype)
-    table, start = {}, 0
-    for kind, depth in keys:
-        n = len(suite[kind, depth])
-        g, s = greedy[start:start + n, 0], sampled[start:start + n]
-        start += n
+    table = {}
+    for (kind, depth), g, s in zip(suite, np.split(greedy[:, 0], ends), np.split(sampled, ends)):
         table.setdefault(kind, {})[str(depth)] = {
             "greedy": float(g.mean()), "greedy_ci": interval([g]), "pass@1": float(s.mean()),
             "pass@1_ci": interval([s.mean(1)]),
-            **{f"pass@{k}": float(pass_at_k(s.sum(1), samples, k).mean()) for k in (4, 16) if k <= samples}, "n": n,
-            "too_long": sum(not fits(model, solve_prompt(t), max_new) for t in suite[kind, depth])}
+            **{f"pass@{k}": float(pass_at_k(s.sum(1), samples, k).mean()) for k in (4, 16) if k <= samples},
+            "too_long": sum(len(solve_prompt(t)) + max_new > model.config.block_size for t in suite[kind, depth]),
+            "n": len(g)}
         if counts is not None:
             counts.setdefault(kind, {})[str(depth)] = {"greedy": g.astype(int).tolist(), "right": s.sum(1).tolist(),
                                                        "samples": samples}
@@ -441,10 +435,8 @@ def people_suite(ex, n_inputs):
     """Tasks of all three kinds from PEOPLE, gold outputs from the executor. An induction task has no message: nobody
     wrote one in our message channel's words."""
     wanted = []
-    for source in re.split(r"\n(?=def f)", PEOPLE.strip()):
-        head, _, body = source.partition("\n")
-        head, _, inputs = head.partition("  # ")
-        inputs, program = inputs.split(" | "), f"{head}\n{body}"
+    for head, inputs, body in re.findall(r"(def f.*)  # (.*)((?:\n .*)+)", PEOPLE):
+        inputs, program = inputs.split(" | "), head + body
         wanted += [("deduction", program, inputs[:1]), ("abduction", program, inputs[:1]),
                    ("induction", program, inputs[:n_inputs])]
     results = iter(ex.run([(program, i) for _, program, inputs in wanted for i in inputs]))
@@ -474,7 +466,9 @@ def save(path, payload):
             if isinstance(payload, str):
                 f.write(payload.encode("utf-8", "replace"))  # model text may hold lone surrogates
             else:
-                torch.save(payload, f)
+                whole = io.BytesIO()      # a full disk is then an OSError of write(), and no error of torch's own
+                torch.save(payload, whole)
+                f.write(whole.getbuffer())
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
@@ -512,7 +506,7 @@ def load(path, wanted):
     """A checkpoint, read without executing anything in it (weights_only) and checked for its keys and version."""
     try:
         with zipfile.ZipFile(path) as archive:     # torch does not look at the checksums: a flipped bit would pass
-            if archive.testzip():
+            if any(i.compress_type for i in archive.infolist()) or archive.testzip():   # torch compresses nothing
                 raise ValueError("a checksum does not match")
         data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -532,7 +526,8 @@ def load_gpt(path, config, state):
         for f in fields(GPTConfig):
             v, most = getattr(c, f.name), 65536 if f.type is int else 1e9
             assert type(v) is f.type and 0 <= v <= most, f"gpt.{f.name} is out of range"
-        assert c.vocab_size == VOCAB_SIZE and c.n_layer <= 512, "another vocabulary or network"
+        assert c.vocab_size == VOCAB_SIZE and c.n_layer <= 512 and c.block_size * c.head_dim <= 1 << 24, \
+            "another vocabulary or network"                    # the table of rotary angles is in no checkpoint
         with torch.device("meta"):
             GPT(c).load_state_dict(state, assign=True)
         for t in state.values():        # contiguous: a few bytes expanded to a huge shape are not
@@ -571,20 +566,17 @@ def read_tasks(ex, path):
     try:
         with open(path, "rb") as f:
             for n, line in enumerate(iter(lambda: f.readline(LINE_LIMIT), b""), 1):
-                if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
-                    wrong[n] = f"longer than {LINE_LIMIT} bytes"
-                    while line and not line.endswith(b"\n"):
-                        line = f.readline(LINE_LIMIT)
-                    continue
                 try:
+                    if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
+                        while line and not line.endswith(b"\n"):
+                            line = f.readline(LINE_LIMIT)
+                        raise ValueError(f"longer than {LINE_LIMIT} bytes")
                     row = json.loads(line.decode("utf-8-sig"))
-                    lacks = [k for k in ("code", "input", "output") if at_path(row, k, kind=str) is None]
-                    if lacks:
-                        wrong[n] = f"no text under {', '.join(lacks)}"
-                    else:
-                        rows.append((n, row))
+                    if lacks := [k for k in ("code", "input", "output") if at_path(row, k, kind=str) is None]:
+                        raise ValueError(f"no text under {', '.join(lacks)}")
+                    rows.append((n, row))
                 except (ValueError, RecursionError) as e:
-                    wrong[n] = f"not JSON ({e})"
+                    wrong[n] = f"no task ({e})"
     except OSError as e:
         fail(f"cannot read {path} ({e.strerror}); give a file with one JSON object a line")
     results = ex.run([(row["code"], row["input"]) for _, row in rows])
@@ -641,21 +633,20 @@ def read_runs(paths):
         config, folder = at_path(record, "config", kind=dict) or {}, os.path.basename(os.path.abspath(path))
         run = {"name": str(config.get("name") or folder), "record": record, "file": folder,
                "setting": {k: v for k, v in config.items() if k not in OWN and v},   # off: as if an old run lacked it
-               "command": re.sub(r" --out \S+", "", str(config.get("command") or "")),
+               "command": re.sub(r" --out[ =]('[^']*'|\S+)", "", str(config.get("command") or "")),
                "rollouts": number(record, "rollouts"), "minutes": number(record, "minutes")}
+        run["start"] = mean_at(record.get("base"), "pass@1", *MEAN_CELLS["all"])   # tells start networks apart
         for m in METRICS:
             run[m] = mean_at(record.get("final"), m, *MEAN_CELLS["all"])
             for k in MEAN_CELLS:
                 label = f"{m} {k}".removesuffix(" all")
                 run |= {"gain " + label: number(record, "gain", m, k, 0),
                         "ci " + label: [number(record, "gain", m, k, 1, i) for i in (0, 1)]}
-        run["seed"], why = str(config.get("seed", path)), ""
+        run["seed"] = str(config.get("seed", path))
         if None in (run["greedy"], run["pass@1"], run["gain greedy"], run["gain pass@1"], run["gain pass@1 deep"]):
-            why = "no finished run (eval.json with base and final)"
+            print(f"{path}: no finished run (eval.json with base and final); skipped", file=sys.stderr)
         elif any(all(run[k] == r[k] for k in ("name", "setting", "seed")) for r in runs):
-            why = "setting and seed of a run before it, so no new evidence"
-        if why:
-            print(f"{path}: {why}; skipped", file=sys.stderr)
+            print(f"{path}: setting and seed of a run before it, so no new evidence; skipped", file=sys.stderr)
         else:
             runs.append(run)
     return runs
@@ -683,7 +674,7 @@ def group_runs(runs):
         setting, name = mine[0]["setting"], mine[0]["name"]
         twins = [g[0]["setting"] for g in groups.values() if g[0]["name"] == name]
         apart = sorted(k for k in set().union(*twins) if any(t.get(k) != setting.get(k) for t in twins))
-        row = {"name": name + (" (" + ", ".join(f"{k}={setting.get(k)}" for k in apart) + ")" if apart else ""),
+        row = {"name": name + (" (" + ", ".join(f"{k}={setting.get(k, 'off')}" for k in apart) + ")" if apart else ""),
                "seeds": len(mine), "command": mine[0]["command"], "runs": mine}
         for m in COMPARED:
             if m in mine[0]:
@@ -700,10 +691,10 @@ def group_runs(runs):
         lead = min(rows, key=lambda r: (r["runs"][0]["name"] != "full", -r["seeds"],
                                         r["runs"][0]["setting"].get("proposer") != "train"))
         rows.sort(key=lambda r: (r is not lead, -r["gain pass@1"]))
-        other = {r["seed"]: r for r in lead["runs"]}
         for row in rows:
             for m in COMPARED:
-                over = [r["gain " + m] - other[r["seed"]]["gain " + m] for r in row["runs"] if r["seed"] in other]
+                other = {(r["seed"], r["start"]): r["gain " + m] for r in lead["runs"]}
+                over = [r["gain " + m] - other[at] for r in row["runs"] if (at := (r["seed"], r["start"])) in other]
                 row["over " + m], _, row[f"over {m} half"] = spread(over)
     return sorted(starts.values(), key=lambda rows: (rows[0]["runs"][0]["name"] != "full", -len(rows)))
 
@@ -713,14 +704,8 @@ def compare_table(tables):
     def cell(text):  # a name or a command may hold anything, and | and line ends are markdown's
         return " ".join(str(text).split()).replace("|", "\\|")
 
-    def rise(r, m):
-        return percent(r["gain " + m], "+") + brackets((r[f"gain {m} low"], r[f"gain {m} high"]), "+")
-
     def give(share, half, sign=""):
         return percent(share, sign) + (f" \u00b1 {percent(half)}" if half is not None else "")
-
-    def over(r, m):
-        return give(r["over " + m], r[f"over {m} half"], "+") if r is not rows[0] and r["over " + m] is not None else ""
     lines = []
     for rows in tables:
         minus = f"minus {cell(rows[0]['name'])}'s"
@@ -728,8 +713,12 @@ def compare_table(tables):
                 "pass@16, gain", "rollouts", "minutes", "command"]
         lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for r in rows:
-            cells = [cell(r["name"]), str(r["seeds"]), give(r["pass@1"], r["pass@1 std"]), rise(r, "pass@1"),
-                     over(r, "pass@1"), rise(r, "greedy"), rise(r, "pass@1 deep"), over(r, "pass@1 deep"),
+            rise = {m: percent(r["gain " + m], "+") + brackets((r[f"gain {m} low"], r[f"gain {m} high"]), "+")
+                    for m in COMPARED}
+            over = {m: "" if r is rows[0] or r["over " + m] is None else give(r["over " + m], r[f"over {m} half"], "+")
+                    for m in COMPARED}
+            cells = [cell(r["name"]), str(r["seeds"]), give(r["pass@1"], r["pass@1 std"]), rise["pass@1"],
+                     over["pass@1"], rise["greedy"], rise["pass@1 deep"], over["pass@1 deep"],
                      percent(r["gain pass@16"], "+"), "-" if r["rollouts"] is None else f"{r['rollouts']:,.0f}",
                      "-" if r["minutes"] is None else f"{r['minutes']:.1f}", r["command"] and f"`{cell(r['command'])}`"]
             lines.append("| " + " | ".join(cells) + " |")
@@ -752,16 +741,16 @@ def compare(paths, out, keep=None):
         write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
     tables, text = group_runs(runs), io.StringIO()
     rows, table = sum(tables, []), compare_table(tables)
-    print(table, end="")
     columns = [k for k in rows[0] if k != "runs"]
     csv.writer(text, lineterminator="\n").writerows([columns, *(
         [" ".join(f"{x:.4f}" for x in v) if isinstance(v, list) else f"{v:.6g}" if isinstance(v, float) else v
          for v in map(r.get, columns)] for r in rows)])
-    for name, content in (("compare.md", table), ("compare.csv", text.getvalue()), ("compare.svg", compare_svg(tables)),
-                          ("curves.svg", curves_svg([r["record"] for r in rows[0]["runs"]]))):
-        if content:
-            write_text(os.path.join(out, name), content)
-            print(f"wrote {os.path.join(out, name)}")
+    files = {"compare.md": table, "compare.csv": text.getvalue(), "compare.svg": compare_svg(tables)}
+    if curves := curves_svg([r["record"] for r in rows[0]["runs"]]):
+        files["curves.svg"] = curves
+    for name, content in files.items():
+        write_text(os.path.join(out, name), content)
+    print(table + "\n".join(f"wrote {os.path.join(out, name)}" for name in files))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -787,8 +776,8 @@ WIDE, LEFT, TOP, LOW = 420, 52, 28, 204  # a chart's width, and where its axes s
 
 def esc(text):
     """Any text as HTML text: markup escaped, control characters (which could hide or reorder it) made visible."""
-    return html.escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
-                              lambda m: f"\\u{ord(m[0]):04x}", str(text)))
+    hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufffe\uffff]"
+    return html.escape(re.sub(hidden, lambda m: f"\\u{ord(m[0]):04x}", str(text)))
 
 
 def ticks(low, high, n=5):
@@ -799,10 +788,7 @@ def ticks(low, high, n=5):
 
 
 def short(v):
-    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(v) >= least:
-            return f"{v / size:.4g}{unit}"
-    return f"{v:.4g}"
+    return f"{v / 1e6:.4g}M" if abs(v) >= 1e6 else f"{v / 1e3:.4g}k" if abs(v) >= 1e4 else f"{v:.4g}"
 
 
 def widen(values, span=None):
@@ -842,7 +828,7 @@ def plot(unit, lines, x_unit="step", span=None, mark="line", looks=("c0 d0", "c1
     for v in ticks(y0, y1):
         out.append(f'<path class="axis" d="M{LEFT} {py(v):.1f}H{WIDE - 12}"/>'
                    f'<text x="{LEFT - 6}" y="{py(v) + 4:.1f}" text-anchor="end">{short(v)}</text>')
-    for v in ticks(xs[0], xs[-1]) if len(xs) > 1 else xs:
+    for v in ticks(xs[0], xs[-1]) if len(xs) > 3 else xs:
         out.append(f'<text x="{px(v):.1f}" y="{LOW + 16}" text-anchor="middle">{short(v)}</text>')
     row = (3, 122) if len(series) % 2 else (2, 170)  # of the legend: entries, and the width of one
     for i, (label, look, points) in enumerate(series):
@@ -924,19 +910,16 @@ PAGE = """
 body { margin: 0 auto; max-width: 1180px; padding: 16px; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6em; margin: .2em 0; } h2 { margin: 1.6em 0 .4em; font-size: 1.2em; } p { max-width: 75ch; }
-p, figcaption, summary, td { overflow-wrap: anywhere; } .soft { color: var(--soft); }
+p, figcaption, summary, dd, .try { overflow-wrap: anywhere; } .soft, dt { color: var(--soft); }
 .grid { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 figure, .card { margin: 0; padding: 10px 12px; min-width: 0; background: var(--card); border: 1px solid var(--rule);
   border-radius: 8px; } figcaption { font-weight: 600; } svg { width: 100%; height: auto; display: block; }
-.big { font-size: 1.5em; font-weight: 650; white-space: nowrap; }
+.big, .right, .wrong { font-weight: 650; } .big { font-size: 1.5em; white-space: nowrap; }
 pre { margin: .3em 0; padding: 8px; overflow-x: auto; background: var(--paper); border: 1px solid var(--rule);
   border-radius: 6px; font: 13px/1.45 ui-monospace, monospace; }
-pre.try { white-space: pre-wrap; overflow-wrap: anywhere; }
-.right { color: var(--c2); font-weight: 650; } .wrong { color: var(--c1); font-weight: 650; }
-article { align-self: start; }
+.try { white-space: pre-wrap; } .right { color: var(--c2); } .wrong { color: var(--c1); }
+article { align-self: start; } dd { margin: 0; font-family: ui-monospace, monospace; min-width: 0; }
 dl { margin: .3em 0; display: grid; font-size: 13px; grid-template-columns: max-content 1fr; gap: 2px 10px; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, monospace; min-width: 0; }
 """
 
 
@@ -1011,12 +994,12 @@ def rate_bars(records, kind):
 
 
 def before_after(result, kind):
-    """By depth, with whiskers: before dashed, after solid."""
+    """By depth, with whiskers."""
     def points(end, m):
         paths = (m,), (m + "_ci", 0), (m + "_ci", 1)
         return [(d, *(number(result, end, kind, str(d), *path) for path in paths)) for d in range(1, MAX_DEPTH + 1)]
     lines = {f"{m} {when}": points(end, m) for m in ("pass@1", "greedy") for end, when in ENDS}
-    return chart(kind, "share right", lines, "depth of the task", (0, 1), "both", ("c0 d1", "c0 d0", "c1 d1", "c1 d0"))
+    return chart(kind, "share right", lines, "depth of the task", (0, 1), "both", ("c0 d1", "c0 d0", "c1 d2", "c1 d3"))
 
 
 def pass_curve(result, kind):
@@ -1071,7 +1054,7 @@ def tiles(records, result):
     out += [(f"{v:{form}}", text) for v, form, text in (
         (len(records) or None, ",", "steps of self-play"), (number(records, -1, "rollouts"), ",.0f", "rollouts"),
         (number(records, -1, "minutes"), ".1f", "minutes of self-play"),
-        (mean(speeds), ",.0f", "tokens a second, mean")) if v is not None]
+        (mean(speeds), ",.0f", "tokens sampled and learnt a second")) if v is not None]
     return "".join(f'<div class="card"><div class="big">{esc(a)}</div>{esc(b)}</div>' for a, b in out)
 
 
@@ -1110,7 +1093,7 @@ def report(folder):
             [pass_curve(result, k) for k in KINDS])
     for title, text, charts in CHARTS:
         section(title, text, [chart(t, unit, lines(records, wanted), span=span) for t, unit, span, wanted in charts])
-    section("How hard its tasks are", "Solve rates of valid tasks. Those at 0 and 1 teach nothing and earn nothing.",
+    section("How hard its tasks are", "Solve rates of valid tasks. Those at 0 and 1 earn nothing, and teach little.",
             [rate_bars(records, k) for k in KINDS])
     section("Tasks it proposed", "Picked evenly along the run. Open a try to read what the solver wrote.",
             [task_card(step, task) for step, task in pick_tasks(records)])
@@ -1209,7 +1192,7 @@ def bench_library(model, cfg, prompts):
     """Tokens/s of transformers' generate, which is no requirement of ours, with replies of one length; and of both of
     us with replies of uneven length, as in self-play: there the library carries the ended rows along."""
     ender = copy.deepcopy(model)                # its replies end by themselves:
-    with torch.no_grad():                       # a constant channel and its weight: one token in 55 or so is the end
+    with torch.no_grad():                       # a constant channel and its weight: one token in 64 or so is the end
         ender.embed.weight[:, 0], ender.head.weight[END] = 3, 0
         ender.head.weight[END, 0] = 0.19
     lengths = [len(r) for r in generate(ender, prompts, cfg.max_new, tries=8, dtype=cfg.dtype)[0]]
@@ -1345,12 +1328,13 @@ def bench(folder, unsafe):
           f"{s['uneven_max_length']} at most, as in self-play.")
     gpu = None
     if torch.cuda.is_available():
-        gpu = bench_device(train.parse(["--preset", "gpu"])[0])
+        network.tune("cuda")
+        gpu = {"name": torch.cuda.get_device_name(), **bench_device(train.parse(["--preset", "gpu"])[0])}
         print("\n{name}, {weights:,} weights, {peak_tflops:,.0f} TFLOP/s, {bandwidth_gb_s:,.0f} GB/s\n"
               "  sampled tokens/s: graph {sampled_tokens_per_s:,.0f}, eager {eager_tokens_per_s:,.0f}, naive "
               "{naive_tokens_per_s:,.0f}; {share_of_roofline:.0%} of the memory roofline\n  learnt tokens/s: "
               "{learnt_tokens_per_s:,.0f}; {model_flops_utilisation:.0%} of the matrix peak (MFU)"
-              .format(name=torch.cuda.get_device_name(), **gpu))
+              .format(**gpu))
     path = os.path.join(folder, "bench.json")
     write_text(path, json.dumps({"command": "python eval.py --bench", **train.origin(cfg), "dtype": cfg.dtype,
                                  "peak_gflops": peak / 1e9, "sample": s, "learn": t, "execute": p,
@@ -1380,6 +1364,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.tasks is not None and args.run is None:
         fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
+    if args.keep and not args.compare:
+        fail("--keep goes with --compare")
     if args.bench:
         return bench(args.out, args.unsafe_executor)
     if args.compare:
@@ -1413,18 +1399,25 @@ def main(argv=None):
     if config["step"] < config["steps"]:     # an eval.json would say that the run is finished
         print(f"not written to {path}: the run is at step {config['step']} of {config['steps']}")
     elif args.write or not os.path.exists(path):
-        write_text(path, json.dumps(result))
+        write_text(path, json.dumps({**(read_json(path) or {}), **result}))    # its minutes and rollouts stay
         print(f"wrote {path}")
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 
-if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a folder's or a run's name may hold anything
+def command_line(main):
+    """Run main() as a command: a terminal that lacks a character, Ctrl-C, or a reader of the pipe who has seen enough
+    is no reason for a traceback."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)                              # as a program that SIGPIPE ends
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -337,6 +337,8 @@ def uniforms(rows, steps, seed):
 
 def _check(model, prompts, max_new_tokens):
     longest = max(map(len, prompts), default=0) + max_new_tokens
+    if max_new_tokens < 1:
+        raise ValueError("max_new_tokens must be 1 or more")
     if prompts and min(map(len, prompts)) == 0:
         raise ValueError("an empty prompt: give each at least one token")
     if longest > model.config.block_size:
@@ -408,15 +410,14 @@ def generate_naive(model, prompts, max_new_tokens, temperature=1.0, tries=1, see
 def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, stop=END, rows=0, threads=0,
              dtype="float32"):
     """Sample `tries` replies to each prompt. prompts: lists of ids of any lengths. Returns (tokens, logps), two lists
-    of len(prompts) * tries lists, the tries of one prompt side by side; a reply ends with `stop` or after
-    max_new_tokens.
+    of len(prompts) * tries lists, the tries of one prompt side by side; a reply ends with `stop` (any id but PAD; -1:
+    never) or after max_new_tokens. rows, threads: 0 leaves them to the device.
 
     How it is fast: each prompt is read once (prefill) and its cache copied to all its tries; then one decode step a
     token over a KV cache of `rows` places, where every row stands at a position of its own. A finished row's place
     goes to the next waiting row, so the batch stays full while any waits. On a CPU prompts are dealt to `threads`
-    threads, each with a cache that grows with its replies, and a decode step is traced, so that Python's lock does not
-    hold up the others; on CUDA the cache is static, a decode step is one captured graph, and the host looks only now
-    and then. Neither changes what is sampled: that is a function of the prompt, the row's uniforms and the weights.
+    threads. A step runs without Python: traced on a CPU, a captured graph on CUDA (_decode). None of this changes what
+    is sampled: that is a function of the prompt, the row's uniforms and the weights.
     dtype="bfloat16" runs the matrix products in it, as the training forward does: faster where the hardware has them
     (see --bench); keys, values and scores are rounded as there, so that the log-probs remain the training forward's
     (`mismatch` in metrics.jsonl is what difference remains)."""
@@ -517,7 +518,7 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
         over = ((z.ids[:, :max_new] == stop).any(1) | (z.t >= max_new)).cpu() & (row >= 0)   # on CUDA a sync point
         place = over.nonzero()[:, 0]
         ids[row[place]], lps[row[place]] = z.ids[place, :max_new].cpu(), z.lps[place, :max_new].cpu()
-        row[place], z.t[place.to(device)] = -1, 1                 # an idle place must not make the cache grow
+        row[place], z.t[place.to(device)] = -1, 1                 # or an idle place would soon make the cache grow
         # 2) Free places go to waiting rows: the prompt's cache goes there, the first token is drawn from its logits
         free = (row < 0).nonzero()[:, 0]
         new = torch.arange(waiting, min(N, waiting + len(free)))
@@ -547,7 +548,7 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
         ahead = 8 if static else 4 if len(row) > 32 else 1
         if static:
             busy = (row >= 0).to(device)
-            S = min(c.block_size, -(-int((z.lens + z.t)[busy].max() + ahead) // 64) * 64)
+            S = min(c.block_size, -(-int(((z.lens + z.t) * busy).max() + ahead) // 64) * 64)
             if (S, max_new, temperature) not in z.graphs:
                 z.graphs[S, max_new, temperature] = _capture(
                     partial(_Step(model, S, max_new, temperature), *state(z)), z)
@@ -658,12 +659,9 @@ def _capture(step, z):
         for x, old in zip(changing, saved):
             x.copy_(old)
     try:
-        stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(stream)
-        with torch.cuda.stream(side):
-            for _ in range(2):                                    # warm up allocators, autotuners before the capture
-                step()
-        stream.wait_stream(side)
+        stream = torch.cuda.current_stream()
+        for _ in range(2):                                        # warm up allocators, autotuners before the capture
+            step()
         graph = torch.cuda.CUDAGraph()
         z.pool = z.pool or torch.cuda.graph_pool_handle()         # shared: nothing in it outlives a replay
         with torch.cuda.graph(graph, pool=z.pool):

@@ -24,13 +24,15 @@ Where we differ from the paper and from the authors' code:
    are bounded in any case.
 5) Answers are compared by canonical keys made in a worker process; nothing a model wrote is ever evaluated in
    the trainer, and no expected output is ever sent to a worker, so an object with a friendly __eq__ wins nothing.
-6) The inputs of an induction task must differ (a hidden pair must not be one of the shown), its hidden outputs must
-   not be all the same (a constant program would do), and a message is words, not code (the paper: anything).
+6) The inputs of an induction task must differ (a hidden pair must not be one of the shown; compared as text, once
+   literals are spelt alike: `1` and `0 + 1` pass), its hidden outputs must not be all the same (a constant program
+   would do), and a message is words, not code (the paper: anything).
 7) Demonstrated thoughts are execution traces: deduction runs the program line by line, abduction runs it backwards to
    an input and forwards to check it, induction writes it while running it. The paper's models think as they please.
 8) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading. Answers of deduction
    and abduction are literals; the authors' may be any expression.
-9) An answer that is no literal, no input or no program counts as unparsable, -1 (the authors' code: wrong, -0.5).
+9) An answer that is no literal, no input, no program or a forbidden one counts as unparsable, -1 (the authors' code:
+   wrong, -0.5).
 10) A proposer writes its task at once, without a thought; a held-out program is not a valid proposal.
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
@@ -48,7 +50,6 @@ from model import END, ID, KINDS, SPECIAL, decode, encode
 OUTPUT_KINDS = ("deduction",)  # of KINDS: asked for an output, so the answer is data and nothing has to be run
 PROGRAM, INPUT, OUTPUT, MESSAGE, THINK, TRY, RIGHT, WRONG, ANSWER = (
     ID[f"<|{name}|>"] for name in "program input output message think try right wrong answer".split())
-FIRST_SPECIAL = ID[SPECIAL[0]]
 
 MAX_VALUE = 20       # tokens of one input or output; bounds every prompt
 MAX_PROGRAM = 56     # tokens of a program
@@ -116,7 +117,7 @@ def sections(ids):
     """[(marker, text)] of a reply: what stands behind each role token. The text before the first has marker None."""
     parts, start, marker = [], 0, None
     for i, t in enumerate(ids):
-        if t >= FIRST_SPECIAL:
+        if t >= ID[SPECIAL[0]]:
             parts.append((marker, ids[start:i]))
             marker, start = t, i + 1
     return parts + [(marker, ids[start:])]
@@ -219,6 +220,8 @@ def judge_answers(ex, tasks, answers):
         want = task.keys[len(task.inputs) // 2:] if task.kind == "induction" else task.keys
         if rs and all(r.ok and r.key == k for r, k in zip(rs, want)):
             verdicts.append("right")
+        elif mine and task.kind == "abduction":      # an input it is; what its program says of it, it says itself
+            verdicts.append("wrong")
         else:  # a text that is no literal, no input or no program at all is a format error, like a missing answer
             verdicts.append("unparsable" if not rs or rs[0].error in ("syntax", "no_f", "forbidden") else "wrong")
     return verdicts
@@ -484,14 +487,12 @@ def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
         results = iter(ex.run(jobs, check=False))  # our own operations are deterministic
         for slot, d in tried:
             d.traces = [read_trace(d.program, next(results)) for _ in d.inputs]
-            if None in d.traces or max(len(encode(f)) for _, f in d.traces) > MAX_VALUE:
-                continue
-            if n_inputs > 1 and hidden_agree([f for _, f in d.traces]):
+            if None in d.traces or max(len(encode(f)) for _, f in d.traces) > MAX_VALUE \
+                    or n_inputs > 1 and hidden_agree([f for _, f in d.traces]):
                 continue
             path = [d.inputs[0]] + [v for _, v in d.traces[0][0]]
-            if any(a == b for a, b in zip(path, path[1:])):
-                continue  # an operation that changed nothing adds a line, not depth
-            draws[slot] = d
+            if all(a != b for a, b in zip(path, path[1:])):    # an operation that changes nothing adds no depth
+                draws[slot] = d
         todo = [slot for slot in todo if draws[slot] is None]
     return draws, hits
 

@@ -925,7 +925,10 @@ class TestTrain(unittest.TestCase):
                      (["--block_size", "365"], "multiple of 8"),
                      (["--tasks", "20"], "lower it, or raise --tasks"), (["--lr", "-1"], "0 or above"),
                      (["--learn_tries", "9"], "more than --tries"), (["--resume_", "x"], "unknown flag"),
-                     (["--seed", "9" * 20], "2 ** 63"), (["--adam_eps", "0"], "above 0"),
+                     (["--seed", "9" * 20], "2 ** 63"), (["--adam_eps", "0"], "above 1e-30"),
+                     (["--adam_eps", "1e-50"], "above 1e-30"), (["--zero_reward", "nan"], "a finite number, not"),
+                     (["--out", ""], "name of a folder"), (["--resume", ""], "name of a folder"),
+                     (["--seeds", "0"], "at least 1"), (["--resume", "x", "--seeds", "2"], "no other flag"),
                      (["--large", "maybe"], "true or false"), (["--out", "/proc/x/y"], "cannot make"),
                      (["--n_inputs", "2"], "at least 3"), (["--steps", "0"], "at least 1"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
@@ -951,6 +954,38 @@ class TestTrain(unittest.TestCase):
                 with open(f"{tmp}/{i}/metrics.jsonl") as f:
                     row = json.loads(f.readlines()[-1])
                 self.assertTrue(math.isfinite(row.get("kl", row.get("loss")) + row["grad_norm"]), flags)
+
+    def test_gates_of_a_proposal(self):
+        """A held-out program, or its pair however the input is spelt, becomes no task and is counted; nor does a
+        program that was proposed before, unless the novelty gate is off."""
+        cfg, _ = train.parse([*TINY, "--kinds", "deduction"])
+        program = "def f(x):\n    x = x + 1\n    return x * 2"
+        reply = [selfplay.PROGRAM, *encode(program), selfplay.INPUT, *encode("4 "), END]
+        with Executor(workers=1) as ex, unittest.mock.patch.object(
+                train, "generate", lambda *a, **k: ([reply] * 2, [[-1.0] * len(reply)] * 2)):
+            for cfg.novelty_gate, banned, whys in ((True, set(), ["valid", "known"]), (False, set(), ["valid"] * 2),
+                                                   (True, {program}, ["held out"] * 2),
+                                                   (True, {(program, "4")}, ["held out"] * 2)):
+                game = train.Game(selfplay.seed_buffers(ex, 9, cfg.n_inputs), set())
+                made = train.propose(cfg, None, ex, game, banned, 0, random.Random(0), 2)
+                self.assertEqual([r.verdict for r in made], whys)
+                self.assertEqual([r.task is None for r in made], [why != "valid" for why in whys])
+                self.assertEqual(game.held_out, whys.count("held out"))
+
+    def test_what_is_learnt_from(self):
+        """Flat tasks, the proposer's rollouts, the weight of its advantages and of negative ones: each switch acts.
+        This network solves nothing, so every reward is -1 and with advantage none so is every advantage."""
+        seen = []
+        learn = unittest.mock.patch.object(train, "learn", lambda *a: seen.append(a[3:5]) or Counter())
+        with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()), learn:
+            for i, flags in enumerate(("", "--skip_flat false", "--skip_flat false --proposer frozen",
+                                       "--propose_weight 3", "--negative 0")):
+                train.main(["--out", f"{tmp}/{i}", *TINY, "--steps", "1", "--warmup_steps", "2", "--eval_every", "0",
+                            "--suite_n", "1", "--advantage", "none", *flags.split()])
+        roles = [[r.role for r in used] for used, _ in seen]
+        self.assertEqual([(r.count("propose"), r.count("solve")) for r in roles],
+                         [(12, 0), (12, 6), (0, 6), (12, 0), (12, 0)])
+        self.assertEqual([set(adv.tolist()) for _, adv in seen], [{-1}, {-1}, {-1}, {-3}, {0}])
 
     def test_one_try(self):
         """--learn_tries 1: all n tries measure the solve rate, and the update learns from one a task."""
@@ -1064,7 +1099,7 @@ class TestTrain(unittest.TestCase):
         """Each row of a preset's grid parses; the ones left out are those which set what the preset sets as well."""
         for preset, left_out in (("cpu", set()), ("gpu", {"timid", "authors_code", "supervised_10k"})):
             for name, row in train.ABLATIONS.items():
-                if train.clashes(row, preset):
+                if train.clashes(row, preset, SimpleNamespace(**dict.fromkeys(row))):
                     left_out -= {name}
                     self.assertNotEqual(preset, "cpu")
                 else:
@@ -1090,6 +1125,9 @@ class TestTrain(unittest.TestCase):
             with open(f"{tmp}/grid/paper_batch-s1/config.json") as f:
                 self.assertFalse(json.load(f)["skip_flat"])
             self.assertTrue(os.path.exists(f"{tmp}/grid/paper_batch-s1/eval.json"))
+            again = subprocess.run([*command, "--steps", "4"], capture_output=True, text=True, timeout=100)
+            self.assertEqual(again.returncode, 2, "a row of other settings is neither taken nor overwritten")
+            self.assertIn("made with another --steps", again.stderr)
 
     def test_faults_are_named(self):
         """Disk full, a read-only folder, a full GPU: one line that says what to do, and nothing half written."""
@@ -2528,7 +2566,7 @@ class TestCompare(unittest.TestCase):
             self.assertIn("a1: setting and seed of a run before it", err)
             table = [[c.strip() for c in line.replace("\\|", "/").split("|")[1:-1]] for line in out.split("\n")
                      if line.startswith("|")][2:]
-            self.assertEqual([row[:2] for row in table], [["full (lr=None)", "2"], ["full (lr=0.1)", "1"],
+            self.assertEqual([row[:2] for row in table], [["full (lr=off)", "2"], ["full (lr=0.1)", "1"],
                                                           ["<img onerror=x>/", "1"]])
             base, *finals = [evaluation.mean_at(made_up_measure(skill)["table"], "pass@1",
                                                 *evaluation.MEAN_CELLS["all"]) for skill in (0.4, 0.5, 0.6)]
@@ -2567,7 +2605,8 @@ class TestCompare(unittest.TestCase):
         """A row's distance to full is taken seed by seed, in any order of runs; another start network has a table of
         its own, led by the row whose proposer learns."""
         runs = [{"named": True, "name": name, "setting": {"name": name}, "seed": str(seed), "command": "",
-                 "rollouts": 1, "minutes": 1.0, **{m: 0.5 for m in ("greedy", "pass@1", "pass@16", "pass@1 deep")},
+                 "start": 0.3, "rollouts": 1, "minutes": 1.0,
+                 **{m: 0.5 for m in ("greedy", "pass@1", "pass@16", "pass@1 deep")},
                  **{f"{what} {m}{k}": g if what == "gain" else None for what in ("gain", "ci")
                     for m in evaluation.METRICS for k in ("", " deep", *(" " + k for k in KINDS))}}
                 for name, seed, g in (("other", 3, 0.12), ("full", 1, 0.1), ("other", 1, 0.05), ("full", 2, 0.9),
@@ -2581,6 +2620,9 @@ class TestCompare(unittest.TestCase):
         self.assertAlmostEqual(other["over pass@1"], ((0.05 - 0.1) + (0.12 - 0.2)) / 2)
         self.assertEqual(other["seed list"], "3 1")
         self.assertAlmostEqual(stiff["over pass@1"], 0.2)
+        runs[0]["start"] = 0.4                     # made on another machine, say: no pair of full's run of that seed
+        [_, other], _ = evaluation.group_runs(runs)
+        self.assertAlmostEqual(other["over pass@1"], 0.05 - 0.1)
 
     def test_records_stand_for_runs(self):
         """The small records that --keep leaves give the same table, CSV and drawing as the runs they came from."""

@@ -19,8 +19,9 @@ Where we differ from the paper and from the authors' code (sizes: see Config):
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
 6) The learning rate rises and falls, AdamW's beta2 is .99 and its weight decay 0, no entropy bonus (paper: constant;
    .999; .01; .001).
-   The program of an induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
-7) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted (bit for bit
+7) The program of an induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
+   Seeding makes tasks of all kinds side by side, under the gates (paper: induction's afterwards, from the others').
+8) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted (bit for bit
    on a CPU; on a GPU attention's backward pass adds in no fixed order).
 
 Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
@@ -38,10 +39,13 @@ import math
 import os
 import platform
 import random
+import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -98,7 +102,7 @@ class Config:
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
     tries: int = 8                # n: tries a task; fewer than 4 make the solve rate too coarse (0, 1/2, 1)
     learn_tries: int = 0          # how many of them are learnt from; 0: all; 1: the others only measure the solve rate
-    references: int = 2           # K: past tasks shown to the proposer (the paper: 6; each costs ~30 tokens of context)
+    references: int = 2           # K: past tasks shown to the proposer (the paper: 6; each costs ~25 tokens of context)
     n_inputs: int = 6             # N: inputs of an induction task (the paper: 10); half are shown, half decide
     max_new: int = 192            # longest solver's reply, tokens (a proposal: 112); what is cut off is unparsable
     buffer_size: int = 16384      # tasks a kind; the oldest leave first
@@ -109,7 +113,7 @@ class Config:
     depths: str = "even"          # of generated tasks: even, as in the held-out suite | rare, as in the warm-up's
     learner: str = "rl"           # rl | supervised (the fixed set's gold answers) | worked (and their thoughts)
     fill: str = "learnable"       # learnable | uniform: which buffer tasks fill the solver's batch
-    novelty_gate: bool = True     # a program seen before is not valid
+    novelty_gate: bool = True     # a program that was proposed before is not valid
     length_gate: bool = True      # bounds programs and inputs of proposals (outputs always are: selfplay.MAX_VALUE)
     max_lines: int = 6            # of a proposed program, between `def` and `return`
     validity_gate: bool = True    # False: what fails to run enters the buffer, with the output None
@@ -188,6 +192,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "timid_frozen": dict(TIMID, proposer="frozen"),
 }
 
+PROPOSAL = 112  # tokens of a proposer's reply: a program of 56 and an input of 20, or N inputs and a message
 LEAST = {**dict.fromkeys(("seed", "lr_warmup", "references", "micro_tokens", "eval_every", "proposals", "seed_tasks",
                           "learn_tries"), 0),      # the least that a whole number may be; 1 where it is not named here
          "tries": 2, "n_inputs": 3, "fixed_tasks": len(KINDS)}     # one try says nothing of how hard a task is
@@ -198,9 +203,29 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
 TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
-def clashes(row, preset):
-    """What a row of ABLATIONS sets for the cpu preset and another preset sets as well."""
-    return [k for k in row if row[k] and k in PRESETS[preset]]   # to switch off (0, False) means the same everywhere
+def clashes(row, preset, args):
+    """What a row of ABLATIONS sets for the cpu preset and another preset sets as well, where no flag settles it."""
+    return [k for k in row if row[k] and k in PRESETS[preset] and getattr(args, k) is None]     # off is off anywhere
+
+
+def print_help():
+    """Config's block as flags, for a terminal of 80 columns. It is read from this file: what stands once stays true."""
+    flags = [["--preset NAME", f"{', '.join(PRESETS)}: the size; gpu if there is one, else cpu"],
+             ["--ablation NAME", f"a row of the table: {', '.join(ABLATIONS)}; or all"],
+             ["--seeds N", "a grid, in runs/grid: the rows asked for with so many seeds, --seed the first"],
+             ["--out DIR", "where the run is written"], ["--resume DIR", "go on with a run that was stopped; alone"]]
+    for line in inspect.getsource(Config).splitlines()[2:]:
+        code, _, words = line.strip().partition("#")
+        if code:
+            name, _, default = code.strip().partition(": ")
+            flags.append([f"--{name} {default.partition(' = ')[2]}".replace('"', ""), words])
+        elif words.startswith(" ---"):
+            flags.append([words.strip(), ""])
+        else:
+            flags[-1][1] += words
+    print(textwrap.fill(__doc__.split("\n\n")[0].strip(), 79) + "\n\nFlags, with their defaults for --preset cpu:\n")
+    for flag, words in flags:
+        print(textwrap.fill(f"{flag.ljust(25)} {' '.join(words.split())}", 79, subsequent_indent=" " * 26))
 
 
 def parse(argv):
@@ -211,25 +236,21 @@ def parse(argv):
     ap.add_argument("--ablation", choices=[*ABLATIONS, "all"])
     ap.add_argument("--out")
     ap.add_argument("--resume")
-    ap.add_argument("--seeds", type=int, default=0)
+    ap.add_argument("--seeds", type=int)
     ap.add_argument("-h", "--help", action="store_true")
     for f in fields(Config):
         ap.add_argument("--" + f.name, **({"nargs": "?", "const": "true"} if f.type is bool else {}))
     args, unknown = ap.parse_known_args(argv)
     if args.help:
-        print(__doc__.strip(), "\n\npython train.py [--preset cpu|gpu|smoke] [--seed S] [--ablation NAME|all]"
-              " [--seeds N]\n                [--out DIR] [--resume DIR] [--any_field value]\n")
-        print(inspect.getsource(Config))
-        print("ablations:", ", ".join(ABLATIONS))
+        print_help()
         sys.exit(0)
     if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), [f.name for f in fields(Config)], 1)
+        near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), vars(args), 1)
         fail(f"unknown flag {unknown[0]!r}" + (f", did you mean --{near[0]}?" if near else "; see --help"))
     preset = args.preset or ("gpu" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
     row = ABLATIONS.get(args.ablation, {})
     values = {**PRESETS[preset], "name": args.ablation or "full", **row}
-    clash = [k for k in clashes(row, preset) if getattr(args, k) is None]
-    if clash:
+    if clash := clashes(row, preset, args):
         fail(f"--ablation {args.ablation} sets {clash[0]} to {row[clash[0]]}, which is meant for the cpu preset: with "
              f"--preset {preset} (where it is {PRESETS[preset][clash[0]]}) say --{clash[0]} as well")
     for f in fields(Config):
@@ -254,13 +275,13 @@ def check(cfg):
     for f in fields(Config):
         value = getattr(cfg, f.name)
         if f.type is float and not (math.isfinite(value) and (value >= 0 or f.name == "zero_reward")):
-            fail(f"--{f.name} must be a finite number, 0 or above, not {value}")
+            fail(f"--{f.name} must be a finite number{', 0 or above' * (f.name != 'zero_reward')}, not {value}")
         if f.type is int and value < LEAST.get(f.name, 1):
             fail(f"--{f.name} must be at least {LEAST.get(f.name, 1)}, not {value}")
     if cfg.seed >= 2 ** 63:
         fail(f"--seed must be below 2 ** 63, not {cfg.seed}")
-    if cfg.adam_eps == 0:
-        fail("--adam_eps must be above 0: a weight without a gradient would become 0 / 0")
+    if cfg.adam_eps < 1e-30:                          # 0 in float32
+        fail("--adam_eps must be above 1e-30: a weight without a gradient would become 0 / 0")
     kinds = cfg.kinds.split(",")
     if not set(kinds) <= set(KINDS) or len(set(kinds)) != len(kinds):
         fail(f"--kinds {cfg.kinds!r}: a comma-separated choice of {', '.join(KINDS)}")
@@ -419,7 +440,7 @@ def accumulate(model, batches, loss_fn, dtype):
         for batch in batches[k::threads]:
             with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
                 loss, out = loss_fn(model, batch)
-            for total, g in zip(grads, torch.autograd.grad(loss, params)):
+            for total, g in zip(grads, torch.autograd.grad(loss, params)):    # backward() would add to one p.grad
                 total.add_(g)
             outs.append(out)
         return grads, outs
@@ -455,16 +476,13 @@ def demo_loss(model, batch):
 def base_key(cfg):
     """Name of a base network: a hash of what it and its measures come from, settings, grammar, vocabulary and code.
     What only self-play uses is left out, so that a change of it finds its base in the cache, and so is what should
-    change nothing but rounding (the sampler, the threads)."""
+    change nothing but rounding (the sampler, the threads), or nothing at all (the executor)."""
     s, e = selfplay, evaluation
-    code = (s.Draw, s.Task, s.ban, s.demo, s.demonstrations, s.draw_programs, s.gold_answer, s.hidden_agree,
-            s.is_banned, s.join_program, s.judge_answers, s.make_tasks, s.near_miss, s.one_try, s.parse_answer,
-            s.propose_prompt, s.random_op, s.random_program, s.random_value, s.read_trace, s.sample, s.search,
-            s.sections, s.solve_prompt, s.solver_demo, s.solver_depth, s.think_back, s.think_trace, s.traced,
-            s.wrong_candidates, network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network.RMSNormGrad,
-            network._tokenizer, network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base,
-            demo_batches, demo_loss,
-            e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k, e.people_suite)
+    unused = "Rollout fault gold main parse_proposal plain_inputs propose_reward seed_buffers show".split()
+    code = [f for k, f in sorted(vars(s).items()) if getattr(f, "__module__", "") == s.__name__ and k not in unused]
+    code += (network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network.RMSNormGrad, network._tokenizer,
+             network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, demo_batches, demo_loss,
+             e.attempt, e.build_suite, e.evaluate, e.interval, e.measure, e.pass_at_k, e.people_suite)
     text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN.pattern, network.PIECES,
                  network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
@@ -574,16 +592,13 @@ class Game:
     waiting: dict = field(default_factory=dict)  # previous_step: kind -> how many of its newest the next step solves
 
 
-PROPOSAL = 112  # tokens of a proposer's reply: a program of 56 and an input of 20, or N inputs and a message
-
-
 def generated(cfg, ex, rng, kind, count, banned):
     """[(Draw, Task or None, reason)] of `count` generated tasks, what the controls have in the proposer's place."""
     depths = [rng.randint(1, selfplay.MAX_DEPTH) if cfg.depths == "even" else selfplay.solver_depth(rng)
               for _ in range(count)]
     draws, _ = selfplay.draw_programs(ex, rng, depths, cfg.n_inputs if kind == "induction" else 1, cfg.large, banned)
     wanted = [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "") for d in draws]
-    made = selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new)
+    made = selfplay.make_tasks(ex, wanted, cfg.block_size - max(cfg.max_new, PROPOSAL))
     return [(d, task, why) for d, (task, why) in zip(draws, made)]
 
 
@@ -601,20 +616,18 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
                     game.known.add(d.program)
         return made
     asked = []                                       # (kind, references, prompt)
-    for kind in kinds:
-        for _ in range(count):
-            if kind == "induction":                  # a program of the other two buffers, to be described by pairs
-                pool = [b for k, b in game.buffers.items() if k != "induction" and k in kinds]
-                references = selfplay.sample(rng.choice(pool), 1, rng)
-            else:
-                references = selfplay.sample(game.buffers[kind], cfg.references, rng)
-            while len(prompt := selfplay.propose_prompt(kind, references)) > cfg.block_size - PROPOSAL \
-                    and kind != "induction":
-                references = references[:-1]         # room for the reply
-            asked.append((kind, references, prompt))
+    for kind in [k for k in kinds for _ in range(count)]:
+        if kind == "induction":                      # a program of the other two buffers, to be described by pairs
+            pool = [b for k, b in game.buffers.items() if k != "induction" and k in kinds]
+            references = selfplay.sample(rng.choice(pool), 1, rng)
+        else:
+            references = selfplay.sample(game.buffers[kind], cfg.references, rng)
+        while len(prompt := selfplay.propose_prompt(kind, references)) > cfg.block_size - PROPOSAL:
+            references = references[:-1]             # room for the reply; a lone task always leaves it (make_tasks)
+        asked.append((kind, references, prompt))
     replies, logps = generate(model, [prompt for *_, prompt in asked], PROPOSAL, seed=sample_seed(cfg, step, 0),
                               dtype=cfg.dtype)
-    proposals, wanted, slots = [], [], []
+    proposals, wanted, runnable = [], [], []
     parsed = selfplay.plain_inputs(ex, [selfplay.parse_proposal(kind, reply, cfg.n_inputs)
                                         for (kind, *_), reply in zip(asked, replies)])
     for (kind, references, prompt), reply, logp, proposal in zip(asked, replies, logps, parsed):
@@ -634,11 +647,11 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
             game.held_out += 1
         else:                                        # make_tasks has the last word, below
             wanted.append((kind, program, inputs, message))
-            slots.append(r)
+            runnable.append(r)
             if kind != "induction":
                 game.known.add(program)              # also keeps twins inside this batch out
-    for r, (task, why) in zip(slots, selfplay.make_tasks(ex, wanted, cfg.block_size - cfg.max_new,
-                                                        cfg.validity_gate)):
+    made = selfplay.make_tasks(ex, wanted, cfg.block_size - max(cfg.max_new, PROPOSAL), cfg.validity_gate)
+    for r, (task, why) in zip(runnable, made):
         r.task, r.verdict = task, why or "valid"
     return proposals
 
@@ -725,7 +738,7 @@ def rollout_batches(rollouts, adv, cfg, longest=SHARED):
 
 def rollout_loss(model, batch, cfg):
     idx, tree, mask, old, adv, norm = batch
-    logp, entropy = logprobs(model, idx, tree[2] > 0, tree=tree)
+    logp, entropy = logprobs(model, idx, tree[2] > 0, tree=tree)                       # branch > 0: replies' tokens
     full = torch.zeros(mask.shape, device=idx.device).masked_scatter(mask, logp)       # (M,) back to (R, L)
     loss, stats = policy_loss(full, old, adv, mask, cfg.clip, cfg.average, norm)
     return loss, {**stats, "entropy": entropy.sum()}
@@ -860,8 +873,9 @@ def step_line(cfg, step, row, left):
 
 def rollout_text(r):
     rate = f", solve rate {r.task.rate:.2f}" if r.task else ""
-    return (f"--- {r.role} {r.kind}: {r.verdict}, reward {r.reward:+.2f}{rate}\n"
-            f"{decode(r.prompt)}\n  -> {decode(r.reply)}\n")
+    text = f"{decode(r.prompt)}\n  -> {decode(r.reply)}\n"     # control characters could command a terminal
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", text)
+    return f"--- {r.role} {r.kind}: {r.verdict}, reward {r.reward:+.2f}{rate}\n{text}"
 
 
 def shown_tasks(proposals, solves):
@@ -870,9 +884,9 @@ def shown_tasks(proposals, solves):
     for kind in KINDS:
         mine = [r.task for r in proposals if r.task and r.kind == kind]
         for t in sorted(mine, key=lambda t: not 0 < t.rate < 1)[:1]:      # a learnable one if there is one
-            shown.append({**{k: getattr(t, k) for k in ("kind", "program", "inputs", "outputs", "message", "rate")},
-                          "tries": [{"reply": decode(r.reply), "answer": r.answer, "verdict": r.verdict}
-                                    for r in solves if r.task is t][:4]})
+            tries = [r for r in solves if r.task is t][:4]
+            shown.append({**asdict(t), "tries": [
+                {"reply": decode(r.reply), "answer": r.answer, "verdict": r.verdict} for r in tries]})
     return shown
 
 
@@ -958,15 +972,15 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             tasks = choose_tasks(cfg, game, fresh, rng)
 
         # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
-        solves = solve(cfg, model, ex, tasks, step) if cfg.learner == "rl" else []
+        solves, priced = solve(cfg, model, ex, tasks, step) if cfg.learner == "rl" else [], []
         if cfg.previous_step:     # fresh tasks wait a step, but their proposers are paid now: by tries for that alone
-            game.rollouts += len(solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6))
+            priced = solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6)   # a seed of its own
         for r in proposals:
             r.reward = selfplay.propose_reward(r.verdict, r.task.rate if r.task else -1.0, cfg.proposer_reward,
                                                cfg.zero_reward)
             if r.task:
                 game.buffers[r.kind].append(r.task)
-        game.rollouts += len(solves) + (len(proposals) if cfg.proposer in ("train", "frozen") else 0)
+        game.rollouts += len(solves + priced) + (len(proposals) if cfg.proposer in ("train", "frozen") else 0)
         t1, executing = time.time(), ex.seconds - executed
 
         # 5) learn: advantages by cell, then the update over packed rollouts
@@ -993,10 +1007,10 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         row = {"phase": "selfplay", "step": step, **measures(cfg, ex, proposals, solves, used, adv, stats),
                "rollouts": game.rollouts, "held_out": game.held_out, "minutes": spent + (t2 - start) / 60,
                "seconds": {"sample": t1 - t0 - executing, "execute": executing, "learn": t2 - t1},
-               "tokens_per_s": (sum(len(r.reply) for r in solves + proposals) + stats["read"]) / (t2 - t0),
+               "tokens_per_s": (sum(len(r.reply) for r in solves + priced + proposals) + stats["read"]) / (t2 - t0),
                "memory_mb": memory_mb(cfg)}
         if step % cfg.show_every == 0:
-            row["tasks"] = shown_tasks(proposals, solves)
+            row["tasks"] = shown_tasks(proposals, solves + priced)
             one = rng.choice(used or proposals or solves or [None])
             if one is not None:
                 print(rollout_text(one), flush=True)
@@ -1075,26 +1089,30 @@ def run(cfg, out):
         sys.exit(128 + STOP["signal"])
 
 
-def grid(cfg, args, argv):
+def grid(cfg, args):
     """--ablation all --seeds N: every row, one after the other; finished ones are skipped, so it can be stopped and
     go on."""
     names = [args.ablation or "full"]
     if args.ablation == "all":
-        names = [name for name, row in ABLATIONS.items() if not clashes(row, args.preset)]
+        names = [name for name, row in ABLATIONS.items() if not clashes(row, args.preset, args)]
         if len(names) < len(ABLATIONS):
             print(f"left out, as they set what --preset {args.preset} sets:",
                   ", ".join(name for name in ABLATIONS if name not in names))
-    jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + max(1, args.seeds)) for name in names]
-    ap = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("ablation", "seeds", "seed", "out", "name"):
-        ap.add_argument("--" + flag)
-    _, rest = ap.parse_known_args(argv)                # the flags that every row gets
+    jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + (args.seeds or 1)) for name in names]
+    rest = [text for flag, value in vars(args).items() if isinstance(value, str)     # the flags that every row gets
+            and flag not in ("ablation", "seed", "out", "name") for text in ("--" + flag, value)]
     for name, seed in tqdm(jobs, "grid"):
         out = os.path.join(args.out or "runs/grid", f"{name}-s{seed}")
+        how, begun = ["--ablation", name, "--seed", str(seed), *rest], os.path.exists(os.path.join(out, "config.json"))
+        if begun:
+            was, now = read_config(out), parse(how)[0]
+            other = [f.name for f in fields(Config) if getattr(was, f.name) != getattr(now, f.name)]
+            if other:
+                fail(f"{out} was made with another --{other[0]} than this grid: give another --out, or delete it")
         if os.path.exists(os.path.join(out, "eval.json")):
+            tqdm.write(f"{out}: done before")
             continue
-        how = ["--resume", out] if os.path.exists(os.path.join(out, "config.json")) else \
-            ["--out", out, "--ablation", name, "--seed", str(seed), *rest]
+        how = ["--resume", out] if begun else ["--out", out, *how]
         row = subprocess.Popen([sys.executable, os.path.abspath(__file__), *how])
         signal.signal(signal.SIGTERM, lambda number, _, row=row: row.send_signal(number))
         signal.signal(signal.SIGINT, lambda *_: None)  # the terminal tells the row as well: it saves, then ends
@@ -1105,12 +1123,16 @@ def grid(cfg, args, argv):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     cfg, args = parse(argv)
+    if "" in (args.out, args.resume):
+        fail("--out and --resume want the name of a folder")
+    if args.resume and sum(a.startswith("--") for a in argv) > 1:
+        fail("--resume takes its settings from the run's config.json: give no other flag")
+    if args.seeds is not None and args.seeds < 1:
+        fail(f"--seeds must be at least 1, not {args.seeds}")
     if args.ablation == "all" or args.seeds:
-        return grid(cfg, args, argv)
+        return grid(cfg, args)
     if args.resume:
         out = args.resume.rstrip("/")
-        if sum(a.startswith("--") for a in argv) > 1:
-            fail("--resume takes its settings from the run's config.json: give no other flag")
         cfg = read_config(out)
         check(cfg)
     else:
@@ -1128,7 +1150,7 @@ def main(argv=None):
         with lock(out):
             if not args.resume:
                 save(os.path.join(out, "config.json"), json.dumps({
-                    **asdict(cfg), "preset": args.preset, "command": "python train.py " + " ".join(argv),
+                    **asdict(cfg), "preset": args.preset, "command": "python train.py " + shlex.join(argv),
                     **origin(cfg)}, indent=1))
             run(cfg, out)
     except FloatingPointError as error:
@@ -1139,10 +1161,10 @@ def main(argv=None):
              f"--proposals (now {cfg.proposals}) together, then --resume {out} with the new values in its config.json; "
              "--block_size bounds the sampler's cache, but is the base's as well")
     except OSError as error:
-        if error.errno in (28, 30):  # disk full, read-only file system
-            fail(f"{error.strerror} while writing to {out}: make room, then  python train.py --resume {out}")
+        if error.errno in (13, 17, 28, 30):  # no access, a file in a folder's place, disk full, read-only file system
+            fail(f"{error.strerror} ({error.filename or out}): make room, then  python train.py --resume {out}")
         raise
 
 
 if __name__ == "__main__":
-    main()
+    evaluation.command_line(main)

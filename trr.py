@@ -113,7 +113,8 @@ def main():
                advantages(rewards, cells, groups, "group"), advantages(rewards, cells, mode="global")]
     for i, (r, c, g, n) in enumerate(zip(rewards, cells, groups, lengths)):
         print(f"  {c:8} {g:3d} {n:6d} {r:7.2f} | " + " ".join(f"{col[i]:+7.3f}" for col in columns))
-    print("\n  by token: the long wrong reply pulls the mean down, right answers look better.\n"
+    print("\n  by token: the long wrong reply pulls the mean down, right answers look better\n"
+          "            (proposals are of one length: there only Bessel's factor differs).\n"
           "  group:    both tries of task 1 were right, which teaches nothing: 0.")
     print("  global:   the proposer is measured against the solver's rewards, and its\n"
           "            invalid task gets most of the blame.\n")
