@@ -209,10 +209,14 @@ def judge_answers(ex, tasks, answers):
                                              for i in literals])))
     # 2) What is to be run, [(program, input)] of each answer: nothing for an output or for what is no data; the task's
     #    program on an input; a program on the hidden half of the inputs
-    runs = [[] if answer is None or task.kind in OUTPUT_KINDS or i in parsed and not parsed[i].ok else
-            [(task.program, answer)] if task.kind == "abduction" else
-            [(answer, x) for x in task.inputs[len(task.inputs) // 2:]]
-            for i, (task, answer) in enumerate(zip(tasks, answers))]
+    runs = []
+    for i, (task, answer) in enumerate(zip(tasks, answers)):
+        if answer is None or task.kind in OUTPUT_KINDS or (i in parsed and not parsed[i].ok):
+            runs.append([])
+        elif task.kind == "abduction":
+            runs.append([(task.program, answer)])
+        else:
+            runs.append([(answer, x) for x in task.inputs[len(task.inputs) // 2:]])
     # 3) Compare keys: of the runs, or, where nothing was run, of the answer itself
     results, verdicts = iter(ex.run([job for mine in runs for job in mine])), []
     for i, (task, mine) in enumerate(zip(tasks, runs)):
