@@ -2767,7 +2767,7 @@ class TestReadme(unittest.TestCase):
         the records kept there."""
         readme = "".join(pathlib.Path(HERE, p).read_text(encoding="utf-8") for p in ("README.md", "results/README.md"))
         main = [str(pathlib.Path(HERE, "results", "main", f"full-s{seed}.json")) for seed in (1, 2, 3)]
-        for folder in ("grid", "early_habits", "large_epsilon", "timid"):
+        for folder in ("grid", "timid"):
             records = sorted(str(p) for p in pathlib.Path(HERE, "results", folder).glob("*-s[0-9].json"))
             with tempfile.TemporaryDirectory() as d:
                 self.assertEqual(call_eval("--compare", *main * (folder == "grid"), *records, "--out", d)[0], 0)

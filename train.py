@@ -1161,7 +1161,7 @@ def main(argv=None):
              f"--proposals (now {cfg.proposals}) together, then --resume {out} with the new values in its config.json; "
              "--block_size bounds the sampler's cache, but is the base's as well")
     except OSError as error:
-        if error.errno in (13, 17, 28, 30):  # no access, a file in a folder's place, disk full, read-only file system
+        if error.errno in (2, 13, 17, 28, 30):  # gone, no access, a file for a folder, disk full, read-only file system
             fail(f"{error.strerror} ({error.filename or out}): make room, then  python train.py --resume {out}")
         raise
 
