@@ -106,11 +106,15 @@ def interval(cells, draws=2000):
     return [round(float(v), 4) for v in np.percentile(total, (2.5, 97.5))]
 
 
+def fits(model, prompt, max_new):
+    return len(prompt) + max_new <= model.config.block_size
+
+
 def attempt(model, ex, tasks, max_new, temperature, tries, dtype):
     """Whether sampled solutions are right, (len(tasks), tries) bool. A prompt that leaves no room for max_new tokens is
     not asked and counts as wrong."""
     prompts = [solve_prompt(t) for t in tasks]
-    asked = [i for i, p in enumerate(prompts) if len(p) + max_new <= model.config.block_size]
+    asked = [i for i, p in enumerate(prompts) if fits(model, p, max_new)]
     replies, _ = generate(model, [prompts[i] for i in asked], max_new, temperature, tries, SUITE_SEED, dtype=dtype)
     verdicts = judge_answers(ex, [tasks[i] for i in asked for _ in range(tries)], [parse_answer(r) for r in replies])
     right = np.zeros((len(tasks), tries), bool)
@@ -132,7 +136,7 @@ def evaluate(model, ex, suite, max_new, samples=16, dtype="float32", counts=None
             "greedy": float(g.mean()), "greedy_ci": interval([g]), "pass@1": float(s.mean()),
             "pass@1_ci": interval([s.mean(1)]),
             **{f"pass@{k}": float(pass_at_k(s.sum(1), samples, k).mean()) for k in (4, 16) if k <= samples},
-            "too_long": sum(len(solve_prompt(t)) + max_new > model.config.block_size for t in suite[kind, depth]),
+            "too_long": sum(not fits(model, solve_prompt(t), max_new) for t in suite[kind, depth]),
             "n": len(g)}
         if counts is not None:
             counts.setdefault(kind, {})[str(depth)] = {"greedy": g.astype(int).tolist(), "right": s.sum(1).tolist(),
@@ -507,7 +511,7 @@ def load(path, wanted):
     try:
         with zipfile.ZipFile(path) as archive:     # torch does not look at the checksums: a flipped bit would pass
             if any(i.compress_type for i in archive.infolist()) or archive.testzip():   # torch compresses nothing
-                raise ValueError("a checksum does not match")
+                raise ValueError("a checksum does not match, or it is compressed")
         data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         fail(f"{path} does not exist: wait for the first checkpoint, or give another folder")
@@ -691,10 +695,11 @@ def group_runs(runs):
         lead = min(rows, key=lambda r: (r["runs"][0]["name"] != "full", -r["seeds"],
                                         r["runs"][0]["setting"].get("proposer") != "train"))
         rows.sort(key=lambda r: (r is not lead, -r["gain pass@1"]))
+        other = {(r["seed"], r["start"]): r for r in lead["runs"]}
         for row in rows:
+            pairs = [(r, other[at]) for r in row["runs"] if (at := (r["seed"], r["start"])) in other]
             for m in COMPARED:
-                other = {(r["seed"], r["start"]): r["gain " + m] for r in lead["runs"]}
-                over = [r["gain " + m] - other[at] for r in row["runs"] if (at := (r["seed"], r["start"])) in other]
+                over = [r["gain " + m] - first["gain " + m] for r, first in pairs]
                 row["over " + m], _, row[f"over {m} half"] = spread(over)
     return sorted(starts.values(), key=lambda rows: (rows[0]["runs"][0]["name"] != "full", -len(rows)))
 
@@ -774,10 +779,14 @@ svg text.name { fill: var(--ink); }
 WIDE, LEFT, TOP, LOW = 420, 52, 28, 204  # a chart's width, and where its axes stand
 
 
-def esc(text):
-    """Any text as HTML text: markup escaped, control characters (which could hide or reorder it) made visible."""
+def visible(text):
+    """Any text with its control characters spelt out: they could hide or reorder it, or command a terminal."""
     hidden = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufffe\uffff]"
-    return html.escape(re.sub(hidden, lambda m: f"\\u{ord(m[0]):04x}", str(text)))
+    return re.sub(hidden, lambda m: f"\\u{ord(m[0]):04x}", str(text))
+
+
+def esc(text):
+    return html.escape(visible(text))
 
 
 def ticks(low, high, n=5):

@@ -114,12 +114,12 @@ def plain(x, mode, seen, depth=0):
     if type(kind) is not type:     # a metaclass could answer the comparisons below
         raise NotPlain
     seen.append(kind)
-    if kind is complex:
-        x = complex(x.real + 0.0, x.imag + 0.0)     # -0.0 to 0.0: repr would write (-0-2j), which reads as -2j
     if x is None or kind in (int, str, bytes, bool, float, complex):
         # 14000 bits are 4,200 digits: Python refuses to print more than 4,300
         if kind is int and x.bit_length() > 14000 or kind in (str, bytes) and len(x) > OUTPUT_CHARS:
             raise NotPlain
+        if kind is complex:
+            x = complex(x.real + 0.0, x.imag + 0.0)     # -0.0 to 0.0: repr would write (-0-2j), which reads as -2j
         return loose_number(x) if mode == "loose" and kind in (bool, float, complex) else repr(x)
     if kind not in (list, tuple, dict, set, frozenset) or depth == DEPTH or max(3 * len(x), len(seen)) > OUTPUT_CHARS:
         raise NotPlain     # 3: an item is three characters or more, "1, "

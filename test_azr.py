@@ -19,6 +19,7 @@ import pathlib
 import pickle
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -939,6 +940,17 @@ class TestTrain(unittest.TestCase):
                 with self.subTest(args):
                     self.assertIn(words, refusal(self, train.main, args))
 
+    def test_what_is_printed(self):
+        """--help names every flag and fits 80 columns; no control character of a model's reaches the terminal."""
+        with contextlib.redirect_stdout(io.StringIO()) as printed, self.assertRaises(SystemExit):
+            train.main(["--help"])
+        lines = printed.getvalue().split("\n")
+        self.assertLess(max(map(len, lines)), 80)
+        for flag in (*asdict(train.Config()), "preset", "ablation", "seeds", "out", "resume"):
+            self.assertEqual(sum(line.startswith(f"--{flag} ") for line in lines), 1, flag)
+        text = train.rollout_text(selfplay.Rollout("solve", "deduction", encode("x\n"), encode("\x1b[2J\x00\x9b"), []))
+        self.assertIn("x\n\n  -> \\u001b[2J\\u0000\\u009b\n", text)
+
     def test_switches_run(self):
         """Each way to propose, fill, reward and learn runs a step to its end, also those that no other test switches
         on."""
@@ -1354,6 +1366,8 @@ class ExecutorTest(unittest.TestCase):
              "        case int(n):\n            return n", "{'k': 5}"): "5",
             ("def f(x):\n    print(x)\n    return '{:>5}|{!r}|{x}'.format(x, x, x=x), f'{x:.2f}', '%d' % x", "3"):
                 "('    3|3|3', '3.00', '3')",
+            ("try:\n    import numpy as np\nexcept ImportError:\n    np = None\ndef f():\n    return np is None",
+             ""): "True",
             ("try:\n    import numpy\nexcept ModuleNotFoundError:\n    numpy = 5\ndef f():\n    return numpy", ""): "5",
             ("import unicodedata\ndef f(c):\n    return unicodedata.name(c), b'\\\\N{DIGIT ONE}'.decode("
              "'unicode_escape')", "'a'"): "('LATIN SMALL LETTER A', '1')",
@@ -1592,6 +1606,8 @@ class ExecutorTest(unittest.TestCase):
                      body("try: 1/0\nexcept Exception as e: return e.__traceback__.tb_frame"),
                      body("return getattr((), '__cl' + 'ass__').__base__.__subclasses__()"),
                      body("return getattr(f, '__glo' + 'bals__')"),
+                     "class S(str):\n    def split(s, *a): return []\n"
+                     "def f(): return getattr(f, S('__globals__'))['__name__']",
                      body("return print.__self__"), body("return __builtins__"), body("return __import__('os')"),
                      body("return f'{f.__globals__}'"),
                      body("match f:\n    case object(__globals__=g): return g"),
@@ -2463,6 +2479,18 @@ class TestLoading(unittest.TestCase):
 
     def refused(self):
         return refusal(self, evaluation.load_run, self.folder)
+
+    def test_a_full_disk(self):
+        """A checkpoint that finds no room is an OSError, as for any file; the one before stays, nothing else does."""
+        evaluation.save(self.file, {"x": torch.ones(9)})
+        before, limits = pathlib.Path(self.file).read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))     # Python ignores the signal: write() fails
+        try:
+            with self.assertRaises(OSError):
+                evaluation.save(self.file, {"x": torch.ones(10_000)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        self.assertEqual((os.listdir(self.folder), pathlib.Path(self.file).read_bytes()), (["ckpt.pt"], before))
 
     def test_a_whole_one_loads(self):
         """What was saved is what is loaded."""

@@ -39,7 +39,6 @@ import math
 import os
 import platform
 import random
-import re
 import resource
 import shlex
 import signal
@@ -482,7 +481,7 @@ def base_key(cfg):
     code = [f for k, f in sorted(vars(s).items()) if getattr(f, "__module__", "") == s.__name__ and k not in unused]
     code += (network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network.RMSNormGrad, network._tokenizer,
              network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, demo_batches, demo_loss,
-             e.attempt, e.build_suite, e.evaluate, e.interval, e.measure, e.pass_at_k, e.people_suite)
+             e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k, e.people_suite)
     text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN.pattern, network.PIECES,
                  network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
@@ -873,9 +872,8 @@ def step_line(cfg, step, row, left):
 
 def rollout_text(r):
     rate = f", solve rate {r.task.rate:.2f}" if r.task else ""
-    text = f"{decode(r.prompt)}\n  -> {decode(r.reply)}\n"     # control characters could command a terminal
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda m: f"\\x{ord(m[0]):02x}", text)
-    return f"--- {r.role} {r.kind}: {r.verdict}, reward {r.reward:+.2f}{rate}\n{text}"
+    return evaluation.visible(f"--- {r.role} {r.kind}: {r.verdict}, reward {r.reward:+.2f}{rate}\n"
+                              f"{decode(r.prompt)}\n  -> {decode(r.reply)}\n")
 
 
 def shown_tasks(proposals, solves):
@@ -884,9 +882,9 @@ def shown_tasks(proposals, solves):
     for kind in KINDS:
         mine = [r.task for r in proposals if r.task and r.kind == kind]
         for t in sorted(mine, key=lambda t: not 0 < t.rate < 1)[:1]:      # a learnable one if there is one
-            tries = [r for r in solves if r.task is t][:4]
-            shown.append({**asdict(t), "tries": [
-                {"reply": decode(r.reply), "answer": r.answer, "verdict": r.verdict} for r in tries]})
+            shown.append({**{k: getattr(t, k) for k in ("kind", "program", "inputs", "outputs", "message", "rate")},
+                          "tries": [{"reply": decode(r.reply), "answer": r.answer, "verdict": r.verdict}
+                                    for r in solves if r.task is t][:4]})
     return shown
 
 
@@ -1162,7 +1160,8 @@ def main(argv=None):
              "--block_size bounds the sampler's cache, but is the base's as well")
     except OSError as error:
         if error.errno in (2, 13, 17, 28, 30):  # gone, no access, a file for a folder, disk full, read-only file system
-            fail(f"{error.strerror} ({error.filename or out}): make room, then  python train.py --resume {out}")
+            fail(f"{error.strerror} ({error.filename or out}): put that right (make room, say), then  python train.py "
+                 f"--resume {out}")
         raise
 
 
