@@ -651,6 +651,22 @@ class TestGame(unittest.TestCase):
             one = [selfplay.parse_proposal("deduction", r, 0)[0].count("\n") == 2 for p, r, _ in demos if p[0] in ids]
             self.assertAlmostEqual(float(np.mean(one)), share, delta=0.08)
 
+    def test_few_references_are_demonstrated(self):
+        """A buffer begins with one task, so with K > 2 the warm-up shows prompts of 1 to K; none where K is 0."""
+        ids = [ID[f"<|propose_{k}|>"] for k in ("deduction", "abduction")]
+        for k, shown in ((0, {0}), (2, {2}), (4, {1, 2, 3, 4})):
+            cfg = SimpleNamespace(**{**vars(SMALL), "references": k})
+            demos, _ = selfplay.demonstrations(self.ex, random.Random(1), 400, cfg)
+            self.assertEqual({p.count(selfplay.PROGRAM) for p, _, _ in demos if p[0] in ids}, shown)
+
+    def test_seeding_says_when_nothing_comes(self):
+        """A start network that proposes nothing valid is said aloud: a run would only look as if it played."""
+        for seed_tasks, said in ((16, True), (1, False)):
+            out = io.StringIO()
+            with unittest.mock.patch.object(train, "propose", return_value=[]), contextlib.redirect_stdout(out):
+                train.seeded(train.Config(seed_tasks=seed_tasks), None, self.ex, set())
+            self.assertEqual("warning" in out.getvalue(), said)
+
     def test_banned_never_drawn(self):
         """No held-out pair, and from depth 2 on no held-out program, is ever drawn for the warm-up."""
         draws, _ = selfplay.draw_programs(self.ex, random.Random(2), [1, 2] * 40)

@@ -179,6 +179,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "no_references": dict(references=0),
     "global_baseline": dict(advantage="global"),
     "group_baseline": dict(advantage="group"),
+    "sequence_average": dict(average="sequence"),
     "large_epsilon": dict(lr=1e-3, adam_eps=1e-3),
     "paper_batch": dict(skip_flat=False, fill="uniform"),
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True,
@@ -936,6 +937,9 @@ def seeded(cfg, model, ex, banned):
             if r.task:
                 game.buffers[r.kind].append(r.task)
     print("seeded: " + ", ".join(f"{len(b)} {k}" for k, b in game.buffers.items()) + " tasks")
+    if fewest < min(cfg.seed_tasks, cfg.buffer_size) // 2 and cfg.proposer != "fixed":
+        print("warning: of some kind the start network proposes next to nothing that is valid, so there is little to "
+              "play with: give it a longer warm-up (--warmup_steps)")
     return game
 
 
