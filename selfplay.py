@@ -583,7 +583,7 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
             demos.append(demo(propose_prompt(kind, [d.task(kind, rng)]), *parts, MESSAGE, d.message(rng), END))
         else:
             # A buffer begins with one task. A start network that has always seen four references takes a lone one for
-            # induction's program, and not one of its first proposals parses; used to two, it copes (98 %)
+            # induction's program, and not one of its first proposals parses; used to two, it copes (97 % do)
             count = rng.randint(1, cfg.references) if cfg.references > 2 else cfg.references
             shown = [p.task("deduction", rng) for p in sample(pool, count, rng)]
             demos.append(demo(propose_prompt(kind, shown), PROGRAM, d.program, INPUT, d.inputs[0], END))
