@@ -928,16 +928,17 @@ def seeded(cfg, model, ex, banned):
     """Section 3.3.1: from the identity program alone, the model proposes until the buffer of each kind that is played
     holds seed_tasks tasks or more (50 rounds at the most). Nothing is learnt."""
     game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
+    wanted = 0 if cfg.proposer == "fixed" else min(cfg.seed_tasks, cfg.buffer_size)
     for s in range(1, 51):
         fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
-        if fewest >= min(cfg.seed_tasks, cfg.buffer_size) or cfg.proposer == "fixed":
+        if fewest >= wanted:
             break
         rng = random.Random(f"{cfg.seed}/seed/{s}")
         for r in propose(cfg, model, ex, game, banned, -s, rng, cfg.tasks):
             if r.task:
                 game.buffers[r.kind].append(r.task)
     print("seeded: " + ", ".join(f"{len(b)} {k}" for k, b in game.buffers.items()) + " tasks")
-    if fewest < min(cfg.seed_tasks, cfg.buffer_size) // 2 and cfg.proposer != "fixed":
+    if fewest < wanted // 2:
         print("warning: of some kind the start network proposes next to nothing that is valid, so there is little to "
               "play with: give it a longer warm-up (--warmup_steps)")
     return game
