@@ -774,6 +774,7 @@ def main():
         for (what, program, args), r in zip(shown, ex.run([job[1:] for job in shown])):
             print(f"{what:22} -> {r.value if r.ok else r.error}")
         numbers = ex.literals(["1", "1.0", "True"])
+        print("(syntax: program or input does not parse; output: too large, or no plain data)")
         print("1, 1.0, True: keys", *(r.key for r in numbers), "- loose", *(r.loose for r in numbers))
     b = bench(unsafe)
     print(f"{b['checked_per_s']:,.0f} checked programs a second, {b['ratio']:.0f}x a fresh process each;\n"

@@ -25,8 +25,8 @@ Where we differ from the paper and from the authors' code:
 5) Answers are compared by canonical keys made in a worker process; nothing a model wrote is ever evaluated in
    the trainer, and no expected output is ever sent to a worker, so an object with a friendly __eq__ wins nothing.
 6) The inputs of an induction task must differ (a hidden pair must not be one of the shown; compared as text, once
-   literals are spelt alike: `1` and `0 + 1` pass), its hidden outputs must not be all the same (a constant program
-   would do), and a message is words, not code (the paper: anything).
+   literals are spelt alike, so that the expression `0 + 1` passes for another than `1`), its hidden outputs must not be
+   all the same (a constant program would do), and a message is words, not code (the paper: anything).
 7) Demonstrated thoughts are execution traces: deduction runs the program line by line, abduction runs it backwards to
    an input and forwards to check it, induction writes it while running it. The paper's models think as they please.
 8) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading. Answers of deduction
@@ -44,7 +44,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 
-from executor import Executor
+from executor import Executor, Result
 from model import END, ID, KINDS, SPECIAL, decode, encode
 
 OUTPUT_KINDS = ("deduction",)  # of KINDS: asked for an output, so the answer is data and nothing has to be run
@@ -207,6 +207,9 @@ def judge_answers(ex, tasks, answers):
     literals = [i for i, t in enumerate(tasks) if t.kind != "induction" and answers[i] is not None]
     parsed = dict(zip(literals, ex.literals([answers[i] if tasks[i].kind in OUTPUT_KINDS else f"[{answers[i]}]"
                                              for i in literals])))
+    for i, r in parsed.items():
+        if r.ok and tasks[i].kind not in OUTPUT_KINDS and r.value[0] != "[":     # `1], [2` is a tuple of two lists
+            parsed[i] = Result(False, error="syntax")
     # 2) What is to be run, [(program, input)] of each answer: nothing for an output or for what is no data; the task's
     #    program on an input; a program on the hidden half of the inputs
     runs = []
@@ -222,7 +225,7 @@ def judge_answers(ex, tasks, answers):
     for i, (task, mine) in enumerate(zip(tasks, runs)):
         rs = [next(results) for _ in mine] or ([parsed[i]] if i in parsed else [])
         want = task.keys[len(task.inputs) // 2:] if task.kind == "induction" else task.keys
-        if rs and all(r.ok and r.key == k for r, k in zip(rs, want)):
+        if rs and all(r.ok and r.key == k for r, k in zip(rs, want, strict=True)):
             verdicts.append("right")
         elif mine and task.kind == "abduction":      # an input it is; what its program says of it, it says itself
             verdicts.append("wrong")

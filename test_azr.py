@@ -33,7 +33,7 @@ import unittest.mock
 import xml.etree.ElementTree
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -519,6 +519,10 @@ class TestGame(unittest.TestCase):
         abd = self.task("abduction", "def f(x):\n    return [x]", ["4"])
         for answer in ("4) or (2", "type('E', (), {'__eq__': lambda a, b: True})()", "2 + 2", "x"):
             self.assertNotEqual(self.verdict(abd, answer), "right", answer)
+        pair = self.task("abduction", "def f(x):\n    return [1], [2]", ["4"])
+        self.assertEqual(self.verdict(pair, "1], [2"), "unparsable")    # the brackets that are put around it, closed
+        with self.assertRaises(ValueError):                             # a task that was never run has no keys
+            self.verdict(replace(ded, keys=[]), "5")
         ind = self.task("induction", inputs=["1", "2", "3", "4"])
         evil = "class E:\n    def __eq__(s, o): return True\ndef f(x): return E()"
         self.assertEqual(self.verdict(ind, evil), "wrong")

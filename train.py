@@ -87,8 +87,8 @@ class Config:
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill
     habits_from: float = 0.5      # share of the warm-up after which both begin. Before, all deduction is traced and a
-                                  # search gives up (1 in 20) only when out of tries or room: first the skill, then
-                                  # the habit. At 0 base and end are far weaker
+                                  # search gives up (1 in 20 of both kinds) only when out of tries or room: first the
+                                  # skill, then the habit. At 0 base and end are far weaker
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2400
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
@@ -105,7 +105,7 @@ class Config:
     n_inputs: int = 6             # N: inputs of an induction task (the paper: 10); half are shown, half decide
     max_new: int = 192            # longest solver's reply, tokens (a proposal: 112); what is cut off is unparsable
     buffer_size: int = 16384      # tasks a kind; the oldest leave first
-    seed_tasks: int = 128         # tasks a kind before the first update (the paper: 256), all from the identity program
+    seed_tasks: int = 128         # tasks a kind before the first update (the paper: 256), grown from the identity alone
     proposer: str = "train"       # train | frozen (the network of the step writes, its proposals are not learnt from) |
                                   # random (generator) | fixed (a set of tasks)
     fixed_tasks: int = 10000      # size of that set, for proposer = fixed
@@ -123,13 +123,13 @@ class Config:
     # --- learning
     advantage: str = "trr"        # trr (six baselines, Eq. 8) | group (a baseline a task) | global | none
     token_whiten: bool = False    # whiten over tokens (the authors' code) instead of over sequences (Eq. 8)
-    average: str = "token"        # token (the authors' code) | sequence (Eq. 9)
+    average: str = "token"        # token (all of the update count alike) | sequence (Eq. 9)
     floor: float = 0.2            # least deviation that a cell's rewards are divided by
     skip_flat: bool = True        # leave tasks whose tries all earned the same out of the solver's update
     negative: float = 1.0         # weight of negative advantages; 0: learn only from what beat its cell's baseline
     propose_weight: float = 1.0   # weight of the proposer's advantages; at 9 it has half of an update, as in the paper
     optimizer: str = "adamw"      # adamw | muon
-    lr: float = 2e-4              # AdamW; at twice that 65 steps gain as much of pass@1 and less of pass@16
+    lr: float = 2e-4              # AdamW; at twice that 65 steps gain more of pass@1 and less of pass@16
     adam_eps: float = 1e-8        # at 1e-3, far above the gradient's entries, steps are in proportion to them (README)
     muon_lr: float = 0.002
     sharp_lr: float = 0.007       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
@@ -192,7 +192,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "timid_frozen": dict(TIMID, proposer="frozen"),
 }
 
-PROPOSAL = 112  # tokens of a proposer's reply: a program of 56 and an input of 20, or N inputs and a message
+PROPOSAL = 112  # tokens of a proposer's reply: a program of 56 and an input of 20, or N usual inputs and a message
 LEAST = {**dict.fromkeys(("seed", "lr_warmup", "references", "micro_tokens", "eval_every", "proposals", "seed_tasks",
                           "learn_tries"), 0),      # the least that a whole number may be; 1 where it is not named here
          "tries": 2, "n_inputs": 3, "fixed_tasks": len(KINDS)}     # one try says nothing of how hard a task is
@@ -467,6 +467,7 @@ def demo_batches(demos, cfg):
 
 
 def demo_loss(model, batch):
+    """(loss, its figure) of a micro-batch as demo_batches pads it: cross-entropy, weighted token by token."""
     idx, weights, norm = batch
     mask = weights > 0
     loss = -(logprobs(model, idx, mask)[0] * weights[mask]).sum() / norm
@@ -737,6 +738,8 @@ def rollout_batches(rollouts, adv, cfg, longest=SHARED):
 
 
 def rollout_loss(model, batch, cfg):
+    """(loss, sums over tokens) of a micro-batch of M reply tokens in R replies, the longest of L, as rollout_batches
+    packs it."""
     idx, tree, mask, old, adv, norm = batch
     logp, entropy = logprobs(model, idx, tree[2] > 0, tree=tree)                       # branch > 0: replies' tokens
     full = torch.zeros(mask.shape, device=idx.device).masked_scatter(mask, logp)       # (M,) back to (R, L)

@@ -121,8 +121,9 @@ def main():
     logp = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
     loss, stats = policy_loss(logp, logp.detach(), torch.tensor([1.0, -1.0]), torch.tensor([[1, 1], [1, 0]]))
     loss.backward()
-    print(f"Loss at ratio 1 is -mean(A) = {loss.item():+.3f}; its gradient -A / tokens pushes the good\n"
-          "row's log-probs up and the bad row's down, and leaves the padded token alone:")
+    print("Two replies, A = +1 of two tokens and -1 of one. At ratio 1 the loss is the\n"
+          f"mean of -A over tokens, -(1 + 1 - 1) / 3 = {loss.item():+.3f}; its gradient, -A / 3,\n"
+          "pushes the good log-probs up and the bad one down; the padded token has none:")
     print("\n".join("  " + " ".join(f"{g:+.3f}" for g in row) for row in logp.grad.tolist()))
 
 
