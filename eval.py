@@ -456,7 +456,6 @@ def people_suite(ex, n_inputs):
 # Files: a run's folder, and a stranger's
 
 VERSION = 3  # of checkpoints. 1 paired other channels in rotary positions; 2 had two more fields in GPTConfig
-LINE_LIMIT = 1 << 20  # bytes of a task; longer lines are skipped unread
 NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
           "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536),
           "steps": (int, 1, 2**63)}  # type, least, most
@@ -569,12 +568,8 @@ def read_tasks(ex, path):
     rows, wrong, tasks = [], {}, []  # rows: (number of the line, its object); wrong: {number: what is wrong with it}
     try:
         with open(path, "rb") as f:
-            for n, line in enumerate(iter(lambda: f.readline(LINE_LIMIT), b""), 1):
+            for n, line in enumerate(f, 1):
                 try:
-                    if len(line) == LINE_LIMIT and not line.endswith(b"\n"):
-                        while line and not line.endswith(b"\n"):
-                            line = f.readline(LINE_LIMIT)
-                        raise ValueError(f"longer than {LINE_LIMIT} bytes")
                     row = json.loads(line.decode("utf-8-sig"))
                     if lacks := [k for k in ("code", "input", "output") if at_path(row, k, kind=str) is None]:
                         raise ValueError(f"no text under {', '.join(lacks)}")
