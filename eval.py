@@ -18,13 +18,12 @@ Where we differ from the paper and from the authors' code:
 
 Try:  python eval.py RUN                     # the held-out table of a run's folder
       python eval.py RUN --tasks FILE.jsonl  # CRUXEval's fields: code, input, output, id
-      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.md, .csv and .svg
+      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.md and .svg
       python eval.py --report RUN            # one page, RUN/report.html
       python eval.py --bench                 # speeds beside naive paths and this machine's limit
 """
 import argparse
 import copy
-import csv
 import html
 import io
 import json
@@ -637,8 +636,7 @@ def read_runs(paths):
         run["start"] = mean_at(record.get("base"), "pass@1", *MEAN_CELLS["all"])   # tells start networks apart
         for m in METRICS:
             run[m] = mean_at(record.get("final"), m, *MEAN_CELLS["all"])
-            for k in MEAN_CELLS:
-                label = f"{m} {k}".removesuffix(" all")
+            for k, label in ("all", m), ("deep", m + " deep"):
                 run |= {"gain " + label: number(record, "gain", m, k, 0),
                         "ci " + label: [number(record, "gain", m, k, 1, i) for i in (0, 1)]}
         run["seed"] = str(config.get("seed", path))
@@ -675,16 +673,14 @@ def group_runs(runs):
         apart = sorted(k for k in set().union(*twins) if any(t.get(k) != setting.get(k) for t in twins))
         row = {"name": name + (" (" + ", ".join(f"{k}={setting.get(k, 'off')}" for k in apart) + ")" if apart else ""),
                "seeds": len(mine), "command": mine[0]["command"], "runs": mine}
+        row["pass@1"], row["pass@1 std"], _ = spread([r["pass@1"] for r in mine])
         for m in COMPARED:
-            if m in mine[0]:
-                row[m], row[m + " std"], _ = spread([r[m] for r in mine])
             gains = [r["gain " + m] for r in mine]
             row["gain " + m], _, half = spread(gains)
             low, high = mine[0]["ci " + m] if half is None else (row["gain " + m] - half, row["gain " + m] + half)
             row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": gains}
-        for k in ("rollouts", "minutes", "gain pass@16", *(f"gain {m} {k}" for m in METRICS[:2] for k in KINDS)):
+        for k in ("rollouts", "minutes", "gain pass@16"):
             row[k] = mean([r[k] for r in mine])
-        row["seed list"] = " ".join(r["seed"] for r in mine)
         starts.setdefault(json.dumps([setting.get(k, False) for k in BASE_FIELDS]), []).append(row)  # seed is in OWN
     for rows in starts.values():
         lead = min(rows, key=lambda r: (r["runs"][0]["name"] != "full", -r["seeds"],
@@ -731,7 +727,7 @@ def compare_table(tables):
 
 
 def compare(paths, out, keep=None):
-    """--compare: print the tables; write compare.md, .csv and .svg to `out`, and the first row's curves.svg."""
+    """--compare: print the tables; write compare.md and .svg to `out`, and the first row's curves.svg."""
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
@@ -739,14 +735,10 @@ def compare(paths, out, keep=None):
         fail("--keep names a record after its folder, and two of these have one name: rename one")
     for run in runs if keep else []:
         write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
-    tables, text = group_runs(runs), io.StringIO()
-    rows, table = sum(tables, []), compare_table(tables)
-    columns = [k for k in rows[0] if k != "runs"]
-    csv.writer(text, lineterminator="\n").writerows([columns, *(
-        [" ".join(f"{x:.4f}" for x in v) if isinstance(v, list) else f"{v:.6g}" if isinstance(v, float) else v
-         for v in map(r.get, columns)] for r in rows)])
-    files = {"compare.md": table, "compare.csv": text.getvalue(), "compare.svg": compare_svg(tables)}
-    if curves := curves_svg([r["record"] for r in rows[0]["runs"]]):
+    tables = group_runs(runs)
+    table = compare_table(tables)
+    files = {"compare.md": table, "compare.svg": compare_svg(tables)}
+    if curves := curves_svg([r["record"] for r in tables[0][0]["runs"]]):
         files["curves.svg"] = curves
     for name, content in files.items():
         write_text(os.path.join(out, name), content)
