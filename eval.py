@@ -18,7 +18,7 @@ Where we differ from the paper and from the authors' code:
 
 Try:  python eval.py RUN                     # the held-out table of a run's folder
       python eval.py RUN --tasks FILE.jsonl  # CRUXEval's fields: code, input, output, id
-      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.md and .svg
+      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.md and curves.svg
       python eval.py --report RUN            # one page, RUN/report.html
       python eval.py --bench                 # speeds beside naive paths and this machine's limit
 """
@@ -675,10 +675,9 @@ def group_runs(runs):
                "seeds": len(mine), "command": mine[0]["command"], "runs": mine}
         row["pass@1"], row["pass@1 std"], _ = spread([r["pass@1"] for r in mine])
         for m in COMPARED:
-            gains = [r["gain " + m] for r in mine]
-            row["gain " + m], _, half = spread(gains)
+            row["gain " + m], _, half = spread([r["gain " + m] for r in mine])
             low, high = mine[0]["ci " + m] if half is None else (row["gain " + m] - half, row["gain " + m] + half)
-            row |= {f"gain {m} low": low, f"gain {m} high": high, f"gain {m} by seed": gains}
+            row |= {f"gain {m} low": low, f"gain {m} high": high}
         for k in ("rollouts", "minutes", "gain pass@16"):
             row[k] = mean([r[k] for r in mine])
         starts.setdefault(json.dumps([setting.get(k, False) for k in BASE_FIELDS]), []).append(row)  # seed is in OWN
@@ -727,7 +726,7 @@ def compare_table(tables):
 
 
 def compare(paths, out, keep=None):
-    """--compare: print the tables; write compare.md and .svg to `out`, and the first row's curves.svg."""
+    """--compare: print the tables; write them to compare.md in `out`, and the first row's curves to curves.svg."""
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
@@ -737,7 +736,7 @@ def compare(paths, out, keep=None):
         write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
     tables = group_runs(runs)
     table = compare_table(tables)
-    files = {"compare.md": table, "compare.svg": compare_svg(tables)}
+    files = {"compare.md": table}
     if curves := curves_svg([r["record"] for r in tables[0][0]["runs"]]):
         files["curves.svg"] = curves
     for name, content in files.items():
@@ -755,7 +754,6 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root, svg { --ink: #e6e9ed; --soft: #9aa4b0; --rule: #39424d; --paper: #14181d;
   --card: #1d232a; --c0: #56b4e9; --c1: #f0a33a; --c2: #2fc79b; --c3: #e39cc6; } }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); stroke: none; }
-svg text.name { fill: var(--ink); }
 .axis { stroke: var(--rule); stroke-width: 1; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .c0 { stroke: var(--c0); fill: var(--c0); } .c1 { stroke: var(--c1); fill: var(--c1); }
@@ -787,12 +785,6 @@ def short(v):
     return f"{v / 1e6:.4g}M" if abs(v) >= 1e6 else f"{v / 1e3:.4g}k" if abs(v) >= 1e4 else f"{v:.4g}"
 
 
-def widen(values, span=None):
-    """(low, high) of an axis: span where given, else the values, zero, and something to stand on."""
-    low, high = span or (min([0, *values]), max([0, *values]))
-    return (low, high) if high - low > 1e-9 * max(1, abs(low), abs(high)) else (low, low + 1)
-
-
 def chart(title, unit, lines, *how, **more):
     """A chart as plot draws it, with its title, for a page."""
     drawn, high = plot(unit, lines, *how, **more)
@@ -812,7 +804,9 @@ def plot(unit, lines, x_unit="step", span=None, mark="line", looks=("c0 d0", "c1
     wide = 0.5 if bars else 0.2 if any(len(p) > 2 for s in series for p in s[2]) else 0  # room beside the outer points
     margin = wide * (xs[-1] - xs[0]) / (len(xs) - 1) if len(xs) > 1 else 1
     x0, x1 = xs[0] - margin, xs[-1] + margin
-    y0, y1 = widen([v for s in series for p in s[2] for v in p[1:]], span)
+    values = [0, *(v for s in series for p in s[2] for v in p[1:])]
+    y0, y1 = span or (min(values), max(values))
+    y1 = y1 if y1 - y0 > 1e-9 * max(1, abs(y0), abs(y1)) else y0 + 1     # all one value: something to stand on
 
     def px(x):
         return LEFT + (WIDE - LEFT - 12) * (x - x0) / (x1 - x0)
@@ -847,11 +841,6 @@ def plot(unit, lines, x_unit="step", span=None, mark="line", looks=("c0 d0", "c1
     return "".join(out), y + 8
 
 
-def standalone(wide, high, drawn):
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}">'
-            f'<style>{STYLE}</style><rect width="{wide}" height="{high}" fill="var(--paper)"/>{drawn}</svg>\n')
-
-
 def curves_svg(records):
     """Held-out accuracy along self-play, mean over seeds, whiskers from lowest to highest; "" without a curve."""
     out, high = [], 0
@@ -864,38 +853,10 @@ def curves_svg(records):
         drawn, size = plot(f"{m}, share right at depths 1-5", lines, "step of self-play", (0, 1))
         out.append(f'<g transform="translate({i * (WIDE + 10)})">{drawn}</g>')
         high = max(high, size)
-    return standalone(2 * WIDE + 10, high, "".join(out)) if high else ""
-
-
-def compare_svg(tables):
-    """Gains with their intervals, three lines a row; hollow circles are single seeds."""
-    lines, rows = (("pass@1", "pass@1"), ("greedy", "greedy"), ("pass@1 deep", "at depths 4-6")), sum(tables, [])
-    marks = [100 * v for r in rows for m, _ in lines for v in
-             (*r[f"gain {m} by seed"], r[f"gain {m} low"] or 0, r[f"gain {m} high"] or 0)]
-    (x0, x1), high, y = widen(marks), 44 + sum(24 + 46 * len(t) for t in tables), 22
-
-    def px(v):
-        return 190 + 400 * (v - x0) / (x1 - x0)
-    out = [f'<path class="axis" d="M{px(v):.1f} 26V{high - 24}"/><text x="{px(v):.1f}" y="{high - 8}" '
-           f'text-anchor="middle">{short(v)}</text>' for v in ticks(x0, x1, 6)]
-    out.append('<text x="8" y="16">gain over the own start network in points, held-out mean; 95 % interval; hollow: '
-               f'one seed</text><path stroke="var(--soft)" d="M{px(0):.1f} 26V{high - 24}"/>')
-    for table in tables:
-        y += 24                                  # the rows of one start network stand together
-        for r in table:
-            name = r["name"] if len(r["name"]) < 27 else r["name"][:25] + ".."
-            out.append(f'<text class="name" x="8" y="{y + 17}">{esc(name)}</text>')
-            for j, (m, label) in enumerate(lines):
-                at, rise, ends = y + 13 * j, 100 * r["gain " + m], (r[f"gain {m} low"], r[f"gain {m} high"])
-                out.append(f'<text x="606" y="{at + 4}">{label} {rise:+.1f}</text>')
-                if None not in ends:
-                    ends = [px(100 * v) for v in ends]
-                    out.append(f'<path class="line c{j} d{j}" d="M{ends[0]:.1f} {at}H{ends[1]:.1f}"/>')
-                out += [f'<circle class="c{j} hollow" cx="{px(100 * v):.1f}" cy="{at}" r="3"/>'
-                        for v in r[f"gain {m} by seed"]]
-                out.append(f'<circle class="c{j}" cx="{px(rise):.1f}" cy="{at}" r="4"/>')
-            y += 46
-    return standalone(740, high, "".join(out))
+    wide = 2 * WIDE + 10
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}">'
+            f'<style>{STYLE}</style><rect width="{wide}" height="{high}" fill="var(--paper)"/>{"".join(out)}</svg>\n'
+            if high else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2596,7 +2596,7 @@ class TestLoading(unittest.TestCase):
         self.assertIn("ckpt.pt", self.refused())
 
 
-COMPARE_FILES = ("compare.md", "compare.svg", "curves.svg")
+COMPARE_FILES = ("compare.md", "curves.svg")
 
 
 class TestCompare(unittest.TestCase):
@@ -2626,10 +2626,6 @@ class TestCompare(unittest.TestCase):
                                           f"{mean - 100 * base + half:+.1f}]")
             self.assertEqual(table[0][9:12], ["1,500", "2.0", "`python train.py / tee log`"])
             self.assertRegex(table[2][5], r"^\+0.0 \[\+0.0, \+0.0\]$")
-            with open(os.path.join(d, "out", "compare.svg")) as f:
-                svg = f.read()
-            xml.etree.ElementTree.fromstring(svg)
-            self.assertNotIn("<img", svg)
 
     def test_curves_are_means_over_seeds(self):
         """A run's curve is of the same tasks from end to end; the drawing has the mean of the seeds at every step."""
@@ -2672,7 +2668,7 @@ class TestCompare(unittest.TestCase):
         self.assertAlmostEqual(other["over pass@1"], 0.05 - 0.1)
 
     def test_records_stand_for_runs(self):
-        """The small records that --keep leaves give the same table and drawings as the runs they came from."""
+        """The small records that --keep leaves give the same table and drawing as the runs they came from."""
         with tempfile.TemporaryDirectory() as d:
             runs = [os.path.join(d, name) for name in ("a1", "a2", "b1")]
             for seed, run in enumerate(runs, 1):
