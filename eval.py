@@ -35,7 +35,7 @@ import sys
 import time
 import timeit
 import zipfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 
 import numpy as np
@@ -61,13 +61,21 @@ MEAN_CELLS = {k: [(k, str(d)) for d in MEAN_DEPTHS] for k in KINDS}  # the cells
 MEAN_CELLS["all"] = sum(MEAN_CELLS.values(), [])
 MEAN_CELLS["deep"] = [(k, str(d)) for k in KINDS for d in DEEP]
 COMPARED = ("greedy", "pass@1", "pass@1 deep")  # gains that --compare gives an interval
-MISSING = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)  # in a torn or foreign table
 
 
 def fail(message):
     """One line that says what to do, exit code 2. The message may quote a stranger's file, so line ends are folded."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextmanager
+def readable(what):
+    """Where a run's files, which may be old, edited or a stranger's, are not as we write them, one line says so."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        fail(f"{what} cannot be read ({type(error).__name__}: {str(error)[:100]}): mend it, or leave it out")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,23 +151,11 @@ def evaluate(model, ex, suite, max_new, samples=16, dtype="float32", counts=None
     return table
 
 
-def at_path(record, *path, kind=object):
-    """What parsed JSON holds at a path of keys, if of that kind, else None: logs may be torn, old, or a stranger's."""
-    with suppress(*MISSING):
-        for key in path:
-            record = record[key]
-        return record if isinstance(record, kind) else None
-
-
 def number(record, *path):
-    """The finite number at a path of keys, else None."""
-    found = at_path(record, *path, kind=(int, float))
-    return float(found) if found is not None and abs(found) < 1e15 else None
-
-
-def listed(record, *path):
-    """The list at a path of keys, else an empty one."""
-    return at_path(record, *path, kind=list) or []
+    """The number at a path of keys in parsed JSON, None where one is missing: not every run measures everything."""
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None
+    return None if record is None else float(record)
 
 
 def mean(values):
@@ -185,12 +181,11 @@ def gain(result, metric, over="all"):
     before, after = (mean_at(result.get(end), metric, *MEAN_CELLS[over]) for end, _ in ENDS)
     if before is None or after is None:
         return None, None
-    ci = None
-    with suppress(*MISSING):
-        if metric != "pass@16":
-            old, new = result["counts"]["base"], result["counts"]["final"]
-            ci = interval([shares(new[k][d], metric) - shares(old[k][d], metric) for k, d in MEAN_CELLS[over]])
-    return after - before, ci if ci and max(map(abs, ci)) <= 1 else None
+    if metric == "pass@16" or "counts" not in result:
+        return after - before, None
+    old, new = (result["counts"][end] for end, _ in ENDS)
+    return after - before, interval([shares(new[k][d], metric) - shares(old[k][d], metric)
+                                     for k, d in MEAN_CELLS[over]])
 
 
 def measure(model, ex, suite, people, max_new, samples, dtype):
@@ -239,7 +234,7 @@ def table_lines(result):
     lines.append(row("all        1-5", base, final, *MEAN_CELLS["all"]))
     if people:
         lines.append("functions as people write them")
-        before = {k: at_path(people, k, "base") for k in KINDS}
+        before = {k: row.get("base") for k, row in people.items()}
         lines += [row(k, before, people, (k,)) for k in KINDS]
     if base:
         lines += ["", "gain in points over depths 1-5, with its paired 95 % interval over tasks"]
@@ -570,8 +565,8 @@ def read_tasks(ex, path):
             for n, line in enumerate(f, 1):
                 try:
                     row = json.loads(line.decode("utf-8-sig"))
-                    if lacks := [k for k in ("code", "input", "output") if at_path(row, k, kind=str) is None]:
-                        raise ValueError(f"no text under {', '.join(lacks)}")
+                    if type(row) is not dict or any(type(row.get(k)) is not str for k in ("code", "input", "output")):
+                        raise ValueError("not an object with the texts code, input and output")
                     rows.append((n, row))
                 except (ValueError, RecursionError) as e:
                     wrong[n] = f"no task ({e})"
@@ -617,7 +612,7 @@ def read_record(path):
         return read_json(path) or {}
     config, result = (read_json(os.path.join(path, f)) or {} for f in ("config.json", "eval.json"))
     steps = [r for r in read_metrics(path) if r.get("phase") != "warmup"]
-    return {"config": config, **{k: number(steps, -1, k) for k in ("rollouts", "minutes")},
+    return {"config": config, **{k: number(steps[-1] if steps else {}, k) for k in ("rollouts", "minutes")},
             "gain": {m: {k: gain(result, m, k) for k in MEAN_CELLS} for m in METRICS},
             "curve": {m: {k: held_out(steps, result, m, k) for k in KINDS} for m in METRICS[:2]},
             **{k: result.get(k) for k in ("base", "final", "people")}}
@@ -627,22 +622,23 @@ def read_runs(paths):
     """A dict for each finished run (its figures, its setting, its record); other paths are named on stderr."""
     runs = []
     for path in paths:
-        record = read_record(path)
-        config, folder = at_path(record, "config", kind=dict) or {}, os.path.basename(os.path.abspath(path))
-        run = {"name": str(config.get("name") or folder), "record": record, "file": folder,
-               "setting": {k: v for k, v in config.items() if k not in OWN and v},   # off: as if an old run lacked it
-               "command": re.sub(r" --out[ =]('[^']*'|\S+)", "", str(config.get("command") or "")),
-               "rollouts": number(record, "rollouts"), "minutes": number(record, "minutes")}
-        run["start"] = mean_at(record.get("base"), "pass@1", *MEAN_CELLS["all"])   # tells start networks apart
-        for m in METRICS:
-            run[m] = mean_at(record.get("final"), m, *MEAN_CELLS["all"])
-            for k, label in ("all", m), ("deep", m + " deep"):
-                run |= {"gain " + label: number(record, "gain", m, k, 0),
-                        "ci " + label: [number(record, "gain", m, k, 1, i) for i in (0, 1)]}
-        run["seed"] = str(config.get("seed", path))
-        if None in (run["greedy"], run["pass@1"], run["gain greedy"], run["gain pass@1"], run["gain pass@1 deep"]):
-            print(f"{path}: no finished run (eval.json with base and final); skipped", file=sys.stderr)
-        elif any(all(run[k] == r[k] for k in ("name", "setting", "seed")) for r in runs):
+        with readable(path):
+            record, folder = read_record(path), os.path.basename(os.path.abspath(path))
+            config, gains = record.get("config", {}), record.get("gain")
+            if not gains or None in (gains["greedy"]["all"][0], gains["pass@1"]["all"][0], gains["pass@1"]["deep"][0]):
+                print(f"{path}: no finished run (eval.json with base and final); skipped", file=sys.stderr)
+                continue
+            run = {"name": str(config.get("name") or folder), "record": record, "file": folder,
+                   "setting": {k: v for k, v in config.items() if k not in OWN and v},     # off: an old run lacks it
+                   "seed": str(config.get("seed", path)),
+                   "command": re.sub(r" --out[ =]('[^']*'|\S+)", "", str(config.get("command") or "")),
+                   "rollouts": number(record, "rollouts"), "minutes": number(record, "minutes"),
+                   "start": mean_at(record.get("base"), "pass@1", *MEAN_CELLS["all"])}  # tells start networks apart
+            for m in METRICS:
+                run[m] = mean_at(record.get("final"), m, *MEAN_CELLS["all"])
+                for k, label in ("all", m), ("deep", m + " deep"):
+                    run["gain " + label], run["ci " + label] = gains[m][k]
+        if any(all(run[k] == r[k] for k in ("name", "setting", "seed")) for r in runs):
             print(f"{path}: setting and seed of a run before it, so no new evidence; skipped", file=sys.stderr)
         else:
             runs.append(run)
@@ -676,8 +672,7 @@ def group_runs(runs):
         row["pass@1"], row["pass@1 std"], _ = spread([r["pass@1"] for r in mine])
         for m in COMPARED:
             row["gain " + m], _, half = spread([r["gain " + m] for r in mine])
-            low, high = mine[0]["ci " + m] if half is None else (row["gain " + m] - half, row["gain " + m] + half)
-            row |= {f"gain {m} low": low, f"gain {m} high": high}
+            row["ci " + m] = mine[0]["ci " + m] if half is None else (row["gain " + m] - half, row["gain " + m] + half)
         for k in ("rollouts", "minutes", "gain pass@16"):
             row[k] = mean([r[k] for r in mine])
         starts.setdefault(json.dumps([setting.get(k, False) for k in BASE_FIELDS]), []).append(row)  # seed is in OWN
@@ -708,8 +703,7 @@ def compare_table(tables):
                 "pass@16, gain", "rollouts", "minutes", "command"]
         lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for r in rows:
-            rise = {m: percent(r["gain " + m], "+") + brackets((r[f"gain {m} low"], r[f"gain {m} high"]), "+")
-                    for m in COMPARED}
+            rise = {m: percent(r["gain " + m], "+") + brackets(r["ci " + m], "+") for m in COMPARED}
             over = {m: "" if r is rows[0] or r["over " + m] is None else give(r["over " + m], r[f"over {m} half"], "+")
                     for m in COMPARED}
             cells = [cell(r["name"]), str(r["seeds"]), give(r["pass@1"], r["pass@1 std"]), rise["pass@1"],
@@ -725,6 +719,7 @@ def compare_table(tables):
         "start networks, with its interval over seeds.", ""])
 
 
+@readable("a record among these")
 def compare(paths, out, keep=None):
     """--compare: print the tables; write them to compare.md in `out`, and the first row's curves to curves.svg."""
     runs = read_runs(paths)
@@ -847,9 +842,9 @@ def curves_svg(records):
     for i, m in enumerate(METRICS[:2]):
         lines = {}
         for k in KINDS:
-            curves = [{number(p, 0): number(p, 1) for p in listed(r, "curve", m, k)} for r in records]
-            over = [(x, [c[x] for c in curves]) for x in sorted(set.intersection(*map(set, curves)) - {None})]
-            lines[k] = [(x, mean(ys), min(ys), max(ys)) for x, ys in over if None not in ys]
+            curves = [dict(r["curve"][m].get(k, []) if "curve" in r else []) for r in records]
+            over = {x: [c[x] for c in curves] for x in sorted(set.intersection(*map(set, curves)))}
+            lines[k] = [(x, mean(ys), min(ys), max(ys)) for x, ys in over.items()]
         drawn, size = plot(f"{m}, share right at depths 1-5", lines, "step of self-play", (0, 1))
         out.append(f'<g transform="translate({i * (WIDE + 10)})">{drawn}</g>')
         high = max(high, size)
@@ -929,20 +924,16 @@ def held_out(records, result, metric, kind):
     """[(step, accuracy)] on the first SMALL held-out tasks a depth, depths 1-5: the small evaluations along the run,
     and at both ends the same tasks of the full suite."""
     def share(end):
-        with suppress(*MISSING):
-            cells = [shares(result["counts"][end][k][d], metric)[:SMALL] for k, d in MEAN_CELLS[kind]]
-            right = float(mean([sum(cell) / len(cell) for cell in cells]))
-            return right if 0 <= right <= 1 else None
-    steps = [(number(r, "step") or 0) + 1 for r in records]
-    between = [(x, number(r, "eval", kind, metric)) for x, r in zip(steps, records)]
-    points = [(0, share("base")), *between, (max(steps, default=1), share("final"))]
+        return float(mean(shares(result["counts"][end][k][d], metric)[:SMALL].mean() for k, d in MEAN_CELLS[kind]))
+    points = [(r["step"] + 1, number(r, "eval", kind, metric)) for r in records]
+    if "counts" in result:
+        points = [(0, share("base")), *points, (points[-1][0] if points else 1, share("final"))]
     return [(x, round(y, 4)) for x, y in points if y is not None]
 
 
 def rate_bars(records, kind):
     """Shares of valid tasks by solve rate, in the first and in the last third of the run."""
-    rows = [row for r in records if 1 < len(row := [number(n) for n in listed(r, "rates", kind)]) < 100]
-    rows = [row for row in rows if None not in row and len(row) == len(rows[-1])]
+    rows = [row for r in records if (row := r.get("rates", {}).get(kind))]
     third, bars = -(-len(rows) // 3), {}
     for label, part in (("first third", rows[:third]), ("last third", rows[-third:])):
         sums = [sum(column) for column in zip(*part)]
@@ -953,8 +944,7 @@ def rate_bars(records, kind):
 def before_after(result, kind):
     """By depth, with whiskers."""
     def points(end, m):
-        paths = (m,), (m + "_ci", 0), (m + "_ci", 1)
-        return [(d, *(number(result, end, kind, str(d), *path) for path in paths)) for d in range(1, MAX_DEPTH + 1)]
+        return [(int(d), cell[m], *cell[m + "_ci"]) for d, cell in result.get(end, {}).get(kind, {}).items()]
     lines = {f"{m} {when}": points(end, m) for m in ("pass@1", "greedy") for end, when in ENDS}
     return chart(kind, "share right", lines, "depth of the task", (0, 1), "both", ("c0 d1", "c0 d0", "c1 d2", "c1 d3"))
 
@@ -974,7 +964,7 @@ def clip(text, limit=1500):
 
 def task_card(step, task):
     """A proposed task as the model wrote it, and what its solvers made of it. Every text is a stranger's."""
-    pairs, rate, tries = list(zip(listed(task, "inputs"), listed(task, "outputs"))), number(task, "rate"), ""
+    pairs, tries = list(zip(task["inputs"], task["outputs"])), ""
     if len(pairs) == 1:
         facts = [("input", clip(pairs[0][0], 300)), ("output", clip(pairs[0][1], 300))]
     else:
@@ -982,18 +972,17 @@ def task_card(step, task):
                  for i, (a, b) in enumerate(pairs)]
     facts += [("message", clip(task["message"], 300))] if task.get("message") else []
     facts = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts)
-    for t in [t for t in listed(task, "tries") if isinstance(t, dict)][:16]:
-        tries += (f'<details><summary><span class="{"right" if t.get("verdict") == "right" else "wrong"}">'
-                  f'{clip(t.get("verdict", "?"), 40)}</span> <code>{clip(t.get("answer") or "", 80)}</code></summary>'
-                  f'<pre class="try">{clip(t.get("reply", ""))}</pre></details>')
-    rate = "" if rate is None or rate < 0 else f", solve rate {rate:.2f}"
-    return (f'<article class="card"><b>{clip(task.get("kind", "?"), 20)}</b> <span class="soft">step {short(step)}'
-            f'{rate}</span><pre>{clip(task.get("program", ""))}</pre><dl>{facts}</dl>{tries}</article>')
+    for t in task["tries"]:
+        tries += (f'<details><summary><span class="{"right" if t["verdict"] == "right" else "wrong"}">'
+                  f'{clip(t["verdict"], 40)}</span> <code>{clip(t["answer"] or "", 80)}</code></summary>'
+                  f'<pre class="try">{clip(t["reply"])}</pre></details>')
+    return (f'<article class="card"><b>{clip(task["kind"], 20)}</b> <span class="soft">step {short(step)}, solve rate '
+            f'{task["rate"]:.2f}</span><pre>{clip(task["program"])}</pre><dl>{facts}</dl>{tries}</article>')
 
 
 def pick_tasks(records):
     """At most 12 (step, task) spread evenly over the run."""
-    shown = [(number(r, "step") or 0, t) for r in records for t in listed(r, "tasks") if isinstance(t, dict)]
+    shown = [(r["step"], t) for r in records for t in r.get("tasks", [])]
     stride = max(1, -(-len(shown) // 12))
     return shown[::stride + (stride % 3 == 0)]  # records hold a task of each kind: a stride of 3 would show one kind
 
@@ -1008,13 +997,15 @@ def tiles(records, result):
             out.append((f"{percent(before)} to {percent(after)} %", f"{m} on held-out tasks of depth 1-5: "
                         f"{percent(rise, '+')} points{brackets(ci, '+')}"))
     speeds = [v for r in records if (v := number(r, "tokens_per_s")) is not None]
+    last = records[-1] if records else {}
     out += [(f"{v:{form}}", text) for v, form, text in (
-        (len(records) or None, ",", "steps of self-play"), (number(records, -1, "rollouts"), ",.0f", "rollouts"),
-        (number(records, -1, "minutes"), ".1f", "minutes of self-play"),
+        (len(records) or None, ",", "steps of self-play"), (number(last, "rollouts"), ",.0f", "rollouts"),
+        (number(last, "minutes"), ".1f", "minutes of self-play"),
         (mean(speeds), ",.0f", "tokens sampled and learnt a second")) if v is not None]
     return "".join(f'<div class="card"><div class="big">{esc(a)}</div>{esc(b)}</div>' for a, b in out)
 
 
+@readable("the run")
 def report(folder):
     """RUN/report.html from config.json, metrics.jsonl and eval.json, whatever of them there is. Returns its path."""
     everything = read_metrics(folder)

@@ -804,7 +804,7 @@ def kl(old, new):
 def rewind_metrics(out, phase, first):
     """Drop this phase's lines at or past step `first`: they are from after the checkpoint, and will be made again."""
     kept = [r for r in evaluation.read_metrics(out)
-            if (at := evaluation.number(r, "step")) is not None and (r.get("phase") != phase or at < first)]
+            if type(r.get("step")) is int and (r.get("phase") != phase or r["step"] < first)]
     save(os.path.join(out, "metrics.jsonl"), "".join(json.dumps(r) + "\n" for r in kept))
 
 
