@@ -980,13 +980,6 @@ def task_card(step, task):
             f'{task["rate"]:.2f}</span><pre>{clip(task["program"])}</pre><dl>{facts}</dl>{tries}</article>')
 
 
-def pick_tasks(records):
-    """At most 12 (step, task) spread evenly over the run."""
-    shown = [(r["step"], t) for r in records for t in r.get("tasks", [])]
-    stride = max(1, -(-len(shown) // 12))
-    return shown[::stride + (stride % 3 == 0)]  # records hold a task of each kind: a stride of 3 would show one kind
-
-
 def tiles(records, result):
     """The headline figures."""
     out = []
@@ -1043,8 +1036,10 @@ def report(folder):
         section(title, text, [chart(t, unit, lines(records, wanted), span=span) for t, unit, span, wanted in charts])
     section("How hard its tasks are", "Solve rates of valid tasks. Those at 0 and 1 earn nothing, and teach little.",
             [rate_bars(records, k) for k in KINDS])
+    shown = [r for r in records if r.get("tasks")]           # of each kind one
+    shown = shown[::max(1, math.ceil(len(shown) / 4))]
     section("Tasks it proposed", "Picked evenly along the run. Open a try to read what the solver wrote.",
-            [task_card(step, task) for step, task in pick_tasks(records)])
+            [task_card(r["step"], task) for r in shown for task in r["tasks"]])
     if warm:
         section("Warm-up", "Before self-play: next-token learning on generated programs, the stand-in for pretraining.",
                 [chart("loss", "nats a token", lines(warm, {"loss": ("loss",)}))])
