@@ -1272,12 +1272,9 @@ def bench(folder, unsafe):
     gpu = None
     if torch.cuda.is_available():
         network.tune("cuda")
-        gpu = {"name": torch.cuda.get_device_name(), **bench_device(train.parse(["--preset", "gpu"])[0])}
-        print("\n{name}, {weights:,} weights, {peak_tflops:,.0f} TFLOP/s, {bandwidth_gb_s:,.0f} GB/s\n"
-              "  sampled tokens/s: graph {sampled_tokens_per_s:,.0f}, eager {eager_tokens_per_s:,.0f}, naive "
-              "{naive_tokens_per_s:,.0f}; {share_of_roofline:.0%} of the memory roofline\n  learnt tokens/s: "
-              "{learnt_tokens_per_s:,.0f}; {model_flops_utilisation:.0%} of the matrix peak (MFU)"
-              .format(**gpu))
+        gpu = bench_device(train.parse(["--preset", "gpu"])[0])
+        print(f"\n{torch.cuda.get_device_name()}", *(f"  {k:24}{v:16,.2f}" for k, v in gpu.items()), sep="\n")
+        gpu["name"] = torch.cuda.get_device_name()
     path = os.path.join(folder, "bench.json")
     write_text(path, json.dumps({"command": "python eval.py --bench", **train.origin(cfg), "dtype": cfg.dtype,
                                  "peak_gflops": peak / 1e9, "sample": s, "learn": t, "execute": p,
