@@ -910,14 +910,9 @@ CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label o
 
 
 def curve(records, path):
-    """[(step, value)] smoothed by an exponential mean over about a thirtieth of the run, thinned to 240 points."""
-    points = [(number(r, "step"), number(r, *path)) for r in records]
-    points = [p for p in points if None not in p]
-    keep, top, weight, out = 1 - 1 / max(1, len(points) / 30), 0.0, 0.0, []
-    for step, y in points:
-        top, weight = keep * top + y, keep * weight + 1  # the weighted mean: unbiased from the first point on
-        out.append((step, top / weight))
-    return out[::-max(1, -(-len(out) // 240))][::-1]  # from the end, so that the last point stays
+    """[(step, value)], the means of thirty stretches of the run."""
+    points = [(r["step"], y) for r in records if (y := number(r, *path)) is not None]
+    return [tuple(np.mean(part, 0)) for part in np.array_split(points, min(30, len(points)))] if points else []
 
 
 def held_out(records, result, metric, kind):
@@ -1045,8 +1040,8 @@ def report(folder):
                 [chart("loss", "nats a token", lines(warm, {"loss": ("loss",)}))])
     rows = "".join(f"<dt>{clip(k, 60)}</dt><dd>{clip(v, 200)}</dd>" for k, v in config.items())
     body.append(f'<h2>Settings</h2><dl>{rows}</dl><p class="soft">Made by <code>python eval.py --report '
-                f"{esc(folder)}</code>. Curves are smoothed over a thirtieth of the run. Nothing here is loaded from "
-                "elsewhere.</p>")
+                f"{esc(folder)}</code>. A curve's points are means over a thirtieth of the run. Nothing here is loaded "
+                "from elsewhere.</p>")
     path = os.path.join(folder, "report.html")
     write_text(path, '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
                'content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy" '
