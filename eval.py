@@ -152,10 +152,11 @@ def evaluate(model, ex, suite, max_new, samples=16, dtype="float32", counts=None
 
 
 def number(record, *path):
-    """The number at a path of keys in parsed JSON, None where one is missing: not every run measures everything."""
+    """The number at a path of keys in parsed JSON, None where one is missing (not every run measures everything) or is
+    not finite."""
     for key in path:
         record = record.get(key) if isinstance(record, dict) else None
-    return None if record is None else float(record)
+    return None if record is None or not math.isfinite(record) else float(record)
 
 
 def mean(values):

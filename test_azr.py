@@ -2744,6 +2744,9 @@ class TestReport(unittest.TestCase):
             f.write('{"phase": "selfplay", "step": 9, "rollouts": 77')
         page = self.page()
         self.assertIn('<div class="big">1,000</div>rollouts', page)
+        with open(os.path.join(self.folder, "metrics.jsonl"), "a") as f:
+            f.write('\n{"phase": "selfplay", "step": 9, "kl": Infinity, "grad_norm": NaN}\n')
+        self.assertIn("</html>", self.page())
         self.assertNotIn("not recorded", page.split("Before and after")[1].split("Rewards of")[0])
         os.remove(os.path.join(self.folder, "eval.json"))
         self.assertIn("not recorded", self.page())
@@ -2770,6 +2773,17 @@ class TestReport(unittest.TestCase):
         self.assertNotIn("not recorded", page)
         self.assertEqual(page.count("<svg"), 34)
         self.assertLess(len(page), 600_000)
+
+    def test_tasks_of_every_kind_are_shown(self):
+        """However many steps and kinds were logged, the report shows at most 4 steps, with the tasks of all kinds."""
+        for kinds in KINDS, KINDS[:2], KINDS[:1]:
+            for steps in range(1, 20):
+                tasks = [{"kind": f"the {k}", "program": "", "inputs": ["1"], "outputs": ["1"], "rate": 0.5, "tries": []}
+                         for k in kinds]
+                self.write("metrics.jsonl", "\n".join(json.dumps({"step": s, "tasks": tasks}) for s in range(steps)))
+                shown = [self.page().count(f"the {k}") for k in kinds]
+                self.assertEqual(len(set(shown)), 1, shown)
+                self.assertIn(shown[0], range(min(3, steps), 5), steps)
 
     def test_mutated_logs(self):
         """300 runs whose values are replaced by any JSON at all give a page (or exit code 2), never a traceback."""
