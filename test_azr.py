@@ -2778,8 +2778,8 @@ class TestReport(unittest.TestCase):
         """However many steps and kinds were logged, the report shows at most 4 steps, with the tasks of all kinds."""
         for kinds in KINDS, KINDS[:2], KINDS[:1]:
             for steps in range(1, 20):
-                tasks = [{"kind": f"the {k}", "program": "", "inputs": ["1"], "outputs": ["1"], "rate": 0.5, "tries": []}
-                         for k in kinds]
+                tasks = [{"kind": f"the {k}", "program": "", "inputs": ["1"], "outputs": ["1"], "rate": 0.5,
+                          "tries": []} for k in kinds]
                 self.write("metrics.jsonl", "\n".join(json.dumps({"step": s, "tasks": tasks}) for s in range(steps)))
                 shown = [self.page().count(f"the {k}") for k in kinds]
                 self.assertEqual(len(set(shown)), 1, shown)
