@@ -356,21 +356,17 @@ def judge(program, args, space, own):
 
 def child(jobs, own, area, space, timeout, raise_wall):
     """The life of a fork. The timer counts CPU time and its default action kills: no exception that a program could
-    swallow, and C code cannot hold it up. The first 4 bytes of area tell how far it is written; an IndexError where it
-    is full ends this child like any other mishap."""
+    swallow, and C code cannot hold it up. A ValueError where the area is full ends this child like any other mishap."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     os.closerange(0, 3)
     raise_wall(len(jobs) * timeout)
-    end = 4
     for program, args in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
         signal.setitimer(signal.ITIMER_REAL, 2 + 10 * timeout)     # without a wall it might sleep. Generous: a busy
                                                                    # machine must not change a verdict
-        text = judge(program, args, space, own) + b"\n"
+        text = judge(program, args, space, own)
         gc.collect(0)           # cycles, which would keep memory that the next program may want
-        area[end:end + len(text)] = text
-        end += len(text)
-        area[:4] = end.to_bytes(4, "little")
+        area.write(text + b"\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -456,11 +452,11 @@ def forked(work):
     return os.waitpid(pid, 0)[1]
 
 
-def run_child(jobs, own, area, space, timeout, raise_wall):
+def run_child(jobs, own, *how):
     """-> the lines a child left, and why there are no more, as an error."""
-    area[:4] = bytes(4)
-    status = forked(lambda: child(jobs, own, area, space, timeout, raise_wall))
-    lines = area[4:int.from_bytes(area[:4], "little")].split(b"\n")[:-1][:len(jobs)]     # whole ones, and no more
+    area = mmap.mmap(-1, AREA)     # zeros, and no line holds one
+    status = forked(lambda: child(jobs, own, area, *how))
+    lines = area[:area.find(b"\0")].split(b"\n")[:-1][:len(jobs)]     # whole ones, and no more
     ends = {signal.SIGPROF: "timeout", signal.SIGALRM: "timeout", signal.SIGXCPU: "timeout",
             signal.SIGSYS: "forbidden", signal.SIGKILL: "killed"}
     return lines, ends.get(os.WTERMSIG(status), "crash")
@@ -481,20 +477,7 @@ def serve(jobs, *how):
             if end != "killed":
                 break
         lines[i] = done[0] if done else line("crash" if end == "killed" else end)
-    return b"\n".join(lines)
-
-
-def send(pipe, data):
-    pipe.write(len(data).to_bytes(4, "little") + data)
-    pipe.flush()
-
-
-def receive(pipe):
-    size = int.from_bytes(pipe.read(4), "little")     # 0 where nothing comes any more: no message is empty
-    data = pipe.read(size)
-    if not data or len(data) < size:
-        raise EOFError
-    return data
+    return b"\n".join(lines) + b"\n"
 
 
 def zygote(timeout, memory_mb, gated, wall, trainer):
@@ -515,7 +498,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
             compiled.cache_clear()
             judge(sample, "[1, -2.5, 'a', {1: (2,)}]", space, True)
 
-    area, requests, answers = mmap.mmap(-1, AREA), open(0, "rb"), open(1, "wb")
+    requests, answers = open(0, "rb"), open(1, "wb")
     # Objects that stay, as many of each size as the hash seed says: addresses then differ below a page too
     kept = [bytes(size) for size in range(0, 480, 16) for _ in range(hash(str(size)) % 64)]
     kept += [types.FunctionType(zygote.__code__, {}) for _ in range(hash("f") % 64)]
@@ -532,13 +515,11 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     gc.collect()
     gc.freeze()     # no collection in a child touches, and so copies, the zygote's pages
     gc.disable()
-    try:
-        send(answers, answer.encode())
-        while answer == "yes":
-            jobs = marshal.loads(receive(requests))
-            send(answers, serve(jobs, area, space, timeout, raise_wall))
-    except (EOFError, BrokenPipeError):
-        os._exit(0)
+    answers.write(answer.encode() + b"\n")
+    answers.flush()
+    while answer == "yes":     # until an EOFError: the trainer has closed its pipe
+        answers.write(serve(marshal.load(requests), space, timeout, raise_wall))
+        answers.flush()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -587,10 +568,7 @@ class Executor:
         z = subprocess.Popen([sys.executable, "-S", "-W", "ignore", os.path.abspath(__file__), "--zygote",
                               self.settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
                              env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
-        try:
-            return z, receive(z.stdout).decode()
-        except EOFError:
-            return z, "it did not start"
+        return z, z.stdout.readline().decode().strip() or "it did not start"
 
     def __enter__(self):
         return self
@@ -662,15 +640,17 @@ class Executor:
     def ask(self, jobs, seen):
         """Send jobs to a free zygote whose seed they have not seen -> their lines. A zygote that died is replaced, and
         another one asked; nine deaths in a row are beyond any program."""
-        data = marshal.dumps([(job.program, job.args) for job in jobs])
         for _ in range(9):
             with self.changed:
                 i = min(self.changed.wait_for(lambda: self.free - seen))
                 self.free.remove(i)
             try:
                 z = self.zygotes[i]
-                send(z.stdin, data)
-                lines = receive(z.stdout).split(b"\n")
+                marshal.dump([(job.program, job.args) for job in jobs], z.stdin)
+                z.stdin.flush()
+                lines = [z.stdout.readline() for _ in jobs]
+                if not lines[-1].endswith(b"\n"):
+                    raise EOFError
                 seen.update(range(i % len(SEEDS), len(self.zygotes), len(SEEDS)))
                 return lines
             except (EOFError, OSError, ValueError, IndexError):     # it or its pipes died, or close() was called
@@ -708,7 +688,7 @@ def read_line(text):
     written it: it is only text, and only compared."""
     if text.count(b"\t") != 4:
         return Result(False, error="crash"), False
-    error, value, key, loose, sets = text.decode("utf-8", "replace").split("\t")
+    error, value, key, loose, sets = text.decode("utf-8", "replace").rstrip("\n").split("\t")
     if error or len(value) > OUTPUT_CHARS:
         return Result(False, error=error if error.isidentifier() and len(error) < 64 else "crash"), False
     key = key or value
