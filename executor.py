@@ -70,15 +70,13 @@ import unicodedata     # the compiler wants it for names beyond ASCII; nothing c
 
 ZYGOTE = __name__ == "__main__" and sys.argv[1:2] == ["--zygote"]
 if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that only the trainer's side needs
-    import hashlib
     import random
     import subprocess
     import threading
     from concurrent.futures import ThreadPoolExecutor
 
-PROGRAM_CHARS = 8192   # longer programs and inputs are "syntax": bounds the time to compile
-INPUT_CHARS = 4096
-OUTPUT_CHARS = 8192    # longer outputs are "output", never cut
+CHARS = 8192           # a program and its input that are longer are "syntax": bounds the time to compile; outputs that
+                       # are longer are "output", never cut
 DEPTH = 60             # nesting of an output; also what ends a cyclic one
 AREA = 1 << 20         # bytes of shared memory for the records of a batch; when full, the rest goes to another child
 BATCH = 128            # programs a child at the most
@@ -116,12 +114,12 @@ def plain(x, mode, seen, depth=0):
     seen.append(kind)
     if x is None or kind in (int, str, bytes, bool, float, complex):
         # 14000 bits are 4,200 digits: Python refuses to print more than 4,300
-        if kind is int and x.bit_length() > 14000 or kind in (str, bytes) and len(x) > OUTPUT_CHARS:
+        if kind is int and x.bit_length() > 14000 or kind in (str, bytes) and len(x) > CHARS:
             raise NotPlain
         if kind is complex:
             x = complex(x.real + 0.0, x.imag + 0.0)     # -0.0 to 0.0: repr would write (-0-2j), which reads as -2j
         return loose_number(x) if mode == "loose" and kind in (bool, float, complex) else repr(x)
-    if kind not in (list, tuple, dict, set, frozenset) or depth == DEPTH or max(3 * len(x), len(seen)) > OUTPUT_CHARS:
+    if kind not in (list, tuple, dict, set, frozenset) or depth == DEPTH or max(3 * len(x), len(seen)) > CHARS:
         raise NotPlain     # 3: an item is three characters or more, "1, "
     if kind is dict:
         items = [plain(k, mode, seen, depth + 1) + ": " + plain(v, mode, seen, depth + 1) for k, v in x.items()]
@@ -149,7 +147,7 @@ def texts(x):
     kinds = set(seen)
     key = plain(x, "key", []) if dict in kinds else value
     loose = key if kinds.isdisjoint((bool, float, complex, frozenset)) else plain(x, "loose", [])
-    if len(value) > OUTPUT_CHARS:     # of loose, where 1e308 has 309 digits, the counts above are bound enough
+    if len(value) > CHARS:     # of loose, where 1e308 has 309 digits, the counts above are bound enough
         raise NotPlain
     return value, "" if key == value else key, "" if loose == key else loose
 
@@ -360,7 +358,7 @@ def child(jobs, own, area, space, timeout, raise_wall):
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     os.closerange(0, 3)
     raise_wall(len(jobs) * timeout)
-    for program, args in jobs:
+    for program, args, _ in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
         signal.setitimer(signal.ITIMER_REAL, 2 + 10 * timeout)     # without a wall it might sleep. Generous: a busy
                                                                    # machine must not change a verdict
@@ -525,16 +523,6 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
 # ---------------------------------------------------------------------------------------------------------------------
 # The trainer's side: text in, text out
 
-@dataclasses.dataclass(slots=True)
-class Job:
-    program: str             # None for an answer
-    args: str                # None for a count of the program's complexity
-    key: bytes               # its name in the cache
-    line: bytes = b""        # what its first run said
-    result: Result = None
-    sets: bool = False
-
-
 class Executor:
     """workers: pairs of zygotes at work at a time. timeout: CPU seconds of a run. memory_mb: address space of a child,
     the interpreter's 30 MB included. gate=False drops the name gate and hands out the real builtins: only to test the
@@ -597,45 +585,41 @@ class Executor:
         if not self.zygotes or self.owner != os.getpid():     # a fork has none of our threads, and would wait for ever
             raise RuntimeError("executor: it is closed, or was made by another process")
         start = time.monotonic()
-        keys, found = [], {None: Result(False, error="syntax")}
-        together = {}     # the inputs of one program side by side, to compile it once
+        jobs = [(program, args, check) for program, args in jobs]     # each is its name in the cache too
         with self.changed:
-            for program, args in jobs:
-                key = job_key(program, args, check)
-                keys.append(key)
-                if key not in found:
-                    found[key] = self.cache.get(key) or self.old_cache.get(key)
-                    if not found[key]:
-                        together.setdefault(program, []).append(Job(program, args, key))
-        fresh = [job for group in together.values() for job in group]
+            found = {job: too_long(*job) or self.cache.get(job) or self.old_cache.get(job) for job in jobs}
+        order = {}     # the inputs of one program side by side, to compile it once
+        fresh = sorted((job for job in found if not found[job]), key=lambda job: order.setdefault(job[0], len(order)))
         # Pieces small enough that endless programs spread over the workers, large enough to make forks cheap
         size = max(8, min(BATCH, len(fresh) // (8 * self.workers) + 1))
         pieces = [fresh[i:i + size] for i in range(0, len(fresh), size)]
-        list(self.lanes.map(self.settle, pieces, [check] * len(pieces)))     # list: a lane's exception surfaces here
+        for piece, results in zip(pieces, self.lanes.map(self.settle, pieces)):
+            found.update(zip(piece, results))
         with self.changed:
             for job in fresh:
-                found[job.key] = r = job.result
+                r = found[job]
                 if r.error != "crash":     # that may have been our fault
-                    self.cache[job.key] = r
-                    self.cache_size += 400 + len(r.value) + len(r.key) + len(r.loose)
+                    self.cache[job] = r
+                    self.cache_size += 500 + sum(map(len, (job[0] or "", job[1] or "", r.value, r.key, r.loose)))
             if self.cache_size > self.cache_limit:     # two generations: the older half is dropped whole
                 self.old_cache, self.cache, self.cache_size = self.cache, {}, 0
             self.seconds += time.monotonic() - start
-        return [found[key] for key in keys]
+        return [found[job] for job in jobs]
 
-    def settle(self, jobs, check):
-        """Run jobs; then those that gave a value again, each time in another process and backwards, so that what one
-        program did to the next is not repeated."""
-        seen = set()
-        for job, job.line in zip(jobs, self.ask(jobs, seen)):
-            job.result, job.sets = read_line(job.line)
-        for run in range(1, len(SEEDS) if check else 1):
-            jobs = [job for job in reversed(jobs) if job.result.ok and (run == 1 or job.sets)]
-            for job, text in zip(jobs, self.ask(jobs, seen) if jobs else ()):
-                if text != job.line:
-                    error = read_line(text)[0].error
+    def settle(self, jobs):
+        """-> their Results. Those that gave a value are run again, each time in another process and backwards, so that
+        what one program did to the next is not repeated."""
+        seen, again = set(), range(len(jobs))
+        lines = self.ask(jobs, seen)
+        results = [read_line(text) for text in lines]
+        for run in range(1, len(SEEDS) if jobs[0][2] else 1):
+            again = [i for i in reversed(again) if results[i].ok and (run == 1 or lines[i].endswith(b"\tsets\n"))]
+            for i, text in zip(again, self.ask([jobs[i] for i in again], seen) if again else ()):
+                if text != lines[i]:
+                    error = read_line(text).error
                     known = error in ("timeout", "memory", "crash")
-                    job.result = Result(False, error=error if known else "nondeterministic")
+                    results[i] = Result(False, error=error if known else "nondeterministic")
+        return results
 
     def ask(self, jobs, seen):
         """Send jobs to a free zygote whose seed they have not seen -> their lines. A zygote that died is replaced, and
@@ -646,7 +630,7 @@ class Executor:
                 self.free.remove(i)
             try:
                 z = self.zygotes[i]
-                marshal.dump([(job.program, job.args) for job in jobs], z.stdin)
+                marshal.dump(jobs, z.stdin)
                 z.stdin.flush()
                 lines = [z.stdout.readline() for _ in jobs]
                 if not lines[-1].endswith(b"\n"):
@@ -674,25 +658,22 @@ def bury(z):
         z.kill()
 
 
-def job_key(program, args, check):
-    """The name of a job in the cache; None where a text is too long."""
+def too_long(program, args, check):
+    """-> the Result of a job that is not worth a parser's time."""
     if {type(program), type(args)} - {str, type(None)}:     # a str of numpy's, say, is none to the zygote
         raise TypeError(f"executor: a job is two str, not {type(program).__name__} and {type(args).__name__}")
-    if len(program or "") > PROGRAM_CHARS or len(args or "") > (OUTPUT_CHARS if program is None else INPUT_CHARS):
-        return None
-    return hashlib.blake2b(repr((program, args, check)).encode(), digest_size=16).digest()
+    return Result(False, error="syntax") if len(program or "") + len(args or "") > CHARS else None
 
 
 def read_line(text):
-    """A line -> its Result, and whether its order may come from a hash. A program that took over its child may have
-    written it: it is only text, and only compared."""
+    """A line -> its Result. A program that took over its child may have written it: it is only text, only compared."""
     if text.count(b"\t") != 4:
-        return Result(False, error="crash"), False
-    error, value, key, loose, sets = text.decode("utf-8", "replace").rstrip("\n").split("\t")
-    if error or len(value) > OUTPUT_CHARS:
-        return Result(False, error=error if error.isidentifier() and len(error) < 64 else "crash"), False
+        return Result(False, error="crash")
+    error, value, key, loose, _ = text.decode("utf-8", "replace").split("\t")
+    if error or len(value) > CHARS:
+        return Result(False, error=error if error.isidentifier() and len(error) < 64 else "crash")
     key = key or value
-    return Result(True, value, key, loose or key), sets == "sets"
+    return Result(True, value, key, loose or key)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

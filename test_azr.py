@@ -1454,7 +1454,7 @@ class ExecutorTest(unittest.TestCase):
 
     def test_outputs_whole_or_error(self):
         """An output is never cut: just under the limit it is whole, over it an error."""
-        n = executor.OUTPUT_CHARS
+        n = executor.CHARS
         [small, large] = self.ex.run([("def f(n): return 'a' * n", str(n - 2)), ("def f(n): return 'a' * n",
                                                                                  str(n - 1))])
         self.assertEqual(small.value, repr("a" * (n - 2)))
