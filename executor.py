@@ -523,7 +523,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
 # ---------------------------------------------------------------------------------------------------------------------
 # The trainer's side: text in, text out
 
-class Executor:
+class Executor(contextlib.AbstractContextManager):
     """workers: pairs of zygotes at work at a time. timeout: CPU seconds of a run. memory_mb: address space of a child,
     the interpreter's 30 MB included. gate=False drops the name gate and hands out the real builtins: only to test the
     wall. Any thread may call run()."""
@@ -557,9 +557,6 @@ class Executor:
                               self.settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
                              env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
         return z, z.stdout.readline().decode().strip() or "it did not start"
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *exc):
         self.close()
@@ -637,15 +634,12 @@ class Executor:
                     raise EOFError
                 seen.update(range(i % len(SEEDS), len(self.zygotes), len(SEEDS)))
                 return lines
-            except (EOFError, OSError, ValueError, IndexError):     # it or its pipes died, or close() was called
+            except Exception:     # it or its pipes died, or close() was called; half an answer must go to nobody else
                 if not self.zygotes:
                     raise RuntimeError("executor: closed while programs were running")
                 bury(z)
                 self.zygotes[i], _ = self.start(i)     # if that died too, whoever asks it next will find out
                 self.replaced += 1
-            except BaseException:     # half a conversation: nobody else may get this answer
-                z.kill()
-                raise
             finally:
                 with self.changed:
                     self.free.add(i)
