@@ -22,7 +22,7 @@ Where this differs from the paper (P) and from the authors' released code (C), a
  2) C evaluates the solver's answer in the trainer. Here an answer is a literal, parsed in a child: literals().
  3) C and P's figures compare with == inside the run, where an object whose __eq__ says True wins. Here only plain data
     comes out, as text that the trainer compares; expected outputs never go down. Result.key is type-strict (1, 1.0 and
-    True differ); Result.loose is P's == (they are equal; so are 0.0 and -0.0, a set and a frozenset).
+    True differ); equal() is P's ==, asked of the finished texts.
  4) C cuts outputs at 400 characters and keeps the stump as truth. Here an output is whole or an error.
  5) C pastes text into templates: the input `1) or (2`, or a program that defines repr, rewrites the test. Here an input
     is parsed on its own and made afresh for each run; one that is no literal is evaluated in a scratch copy of the
@@ -54,6 +54,7 @@ import dataclasses
 import functools
 import gc
 import importlib
+import itertools
 import marshal
 import mmap
 import opcode
@@ -90,7 +91,6 @@ class Result:
     ok: bool
     value: str = ""    # repr of the output, sets sorted
     key: str = ""      # equal keys = equal values of equal types: dicts sorted too, nan equals nan
-    loose: str = ""    # equal loose = equal by Python's ==, as the paper compares
     error: str = ""    # '' syntax forbidden no_f timeout memory output nondeterministic crash, or an exception's name
 
 
@@ -105,51 +105,37 @@ class Forbidden(ModuleNotFoundError):
     """Raised in a program that reaches for what it may not have: `try: import numpy` can fall back."""
 
 
-def plain(x, mode, seen, depth=0):
-    """The canonical text of x; mode is value, key or loose. `type(x) is`, not isinstance: __class__ can lie, and with
-    exact types no code of the program runs here. seen collects the types met; its length is the work done."""
+def plain(x, sort, count, depth=0):
+    """The canonical text of x: its repr with sets sorted, and if sort dicts too. `type(x)`, not isinstance: __class__
+    can lie, and with exact types no code of the program runs here. count bounds the work."""
     kind = type(x)
-    if type(kind) is not type:     # a metaclass could answer the comparisons below
-        raise NotPlain
-    seen.append(kind)
-    if x is None or kind in (int, str, bytes, bool, float, complex):
-        # 14000 bits are 4,200 digits: Python refuses to print more than 4,300
-        if kind is int and x.bit_length() > 14000 or kind in (str, bytes) and len(x) > CHARS:
-            raise NotPlain
-        if kind is complex:
-            x = complex(x.real + 0.0, x.imag + 0.0)     # -0.0 to 0.0: repr would write (-0-2j), which reads as -2j
-        return loose_number(x) if mode == "loose" and kind in (bool, float, complex) else repr(x)
-    if kind not in (list, tuple, dict, set, frozenset) or depth == DEPTH or max(3 * len(x), len(seen)) > CHARS:
-        raise NotPlain     # 3: an item is three characters or more, "1, "
+    if type(kind) is not type or depth > DEPTH or next(count) > CHARS:
+        raise NotPlain     # `is not type`: a metaclass could answer the comparisons below
+    if kind is complex:
+        x = complex(x.real + 0.0, x.imag + 0.0)     # -0.0 to 0.0: repr would write (-0-2j), which reads as -2j
+    if x is None or kind in (bool, float, complex) or kind in (str, bytes) and len(x) < CHARS \
+            or kind is int and x.bit_length() <= 14000:     # 4,200 digits: Python refuses to print more than 4,300
+        return repr(x)
     if kind is dict:
-        items = [plain(k, mode, seen, depth + 1) + ": " + plain(v, mode, seen, depth + 1) for k, v in x.items()]
-        return "{" + ", ".join(items if mode == "value" else sorted(items)) + "}"
-    items = [plain(v, mode, seen, depth + 1) for v in x]
+        items = [plain(k, sort, count, depth + 1) + ": " + plain(v, sort, count, depth + 1) for k, v in x.items()]
+        return "{" + ", ".join(sorted(items) if sort else items) + "}"
+    if kind not in (list, tuple, set, frozenset):
+        raise NotPlain
+    items = [plain(v, sort, count, depth + 1) for v in x]
     if kind is list:
         return "[" + ", ".join(items) + "]"
     if kind is tuple:
         return "(" + ", ".join(items) + (",)" if len(items) == 1 else ")")
     text = "{" + ", ".join(sorted(items)) + "}" if items else ""
-    return f"frozenset({text})" if kind is frozenset and mode != "loose" else text or "set()"
-
-
-def loose_number(x):
-    """One text for all numbers that are ==: 1, 1.0, True, 1+0j. nan too has one, though it is not == to itself."""
-    if type(x) is complex:
-        return loose_number(x.real) if x.imag == 0 else f"({loose_number(x.real)}, {loose_number(x.imag)}j)"
-    return repr(int(x)) if type(x) is bool or x.is_integer() else repr(x)
+    return f"frozenset({text})" if kind is frozenset else text or "set()"
 
 
 def texts(x):
-    """(value, key, loose); of these the last two are empty where they repeat the one before, which is nearly always."""
-    seen = []
-    value = plain(x, "value", seen)
-    kinds = set(seen)
-    key = plain(x, "key", []) if dict in kinds else value
-    loose = key if kinds.isdisjoint((bool, float, complex, frozenset)) else plain(x, "loose", [])
-    if len(value) > CHARS:     # of loose, where 1e308 has 309 digits, the counts above are bound enough
+    """(value, key), of which the key is empty where no dict can make it another."""
+    value = plain(x, False, itertools.count())
+    if len(value) > CHARS:
         raise NotPlain
-    return value, "" if key == value else key, "" if loose == key else loose
+    return value, plain(x, True, itertools.count()) if "{" in value else ""
 
 
 MAKERS = {"set": set, "frozenset": frozenset, "float": float, "range": range}
@@ -212,7 +198,7 @@ def evaluated(expression, program, clean, space, classes):
     given = eval(expression, scratch)
     try:
         if classes:
-            plain([*given], "value", [])
+            plain([*given], False, itertools.count())
         return given
     except NotPlain:
         return eval(expression, space)
@@ -308,9 +294,9 @@ def complexity(program):
 FORGET = [re.purge, *typing._cleanups]
 
 
-def line(error, value="", key="", loose="", sets=False):
+def line(error, value="", key="", sets=False):
     """A record. repr writes tabs and newlines as \\t and \\n, so fields and lines can be told apart."""
-    return "\t".join((error, value, key, loose, "sets" if sets else "")).encode()
+    return "\t".join((error, value, key, "sets" if sets else "")).encode()
 
 
 @functools.lru_cache(1)     # the inputs of one program stand together in a batch
@@ -571,6 +557,11 @@ class Executor(contextlib.AbstractContextManager):
         """Canonicalise answers, each of which must be a literal as repr writes it."""
         return self.run([(None, text) for text in answers], False)
 
+    def equal(self, pairs):
+        """Are two values ==, as the paper compares? So are 1, 1.0 and True, and a set and a frozenset."""
+        results = self.run([("def f(a, b): return a == b", f"{a}, {b}") for a, b in pairs], False)
+        return [a == b or r.value == "True" for (a, b), r in zip(pairs, results)]
+
     def complexity(self, programs):
         """[(nodes of the syntax tree, cyclomatic number)], (0, 0) for what does not parse. Counted behind the wall too:
         no model text is parsed in this process."""
@@ -597,7 +588,7 @@ class Executor(contextlib.AbstractContextManager):
                 r = found[job]
                 if r.error != "crash":     # that may have been our fault
                     self.cache[job] = r
-                    self.cache_size += 500 + sum(map(len, (job[0] or "", job[1] or "", r.value, r.key, r.loose)))
+                    self.cache_size += 500 + sum(map(len, (job[0] or "", job[1] or "", r.value, r.key)))
             if self.cache_size > self.cache_limit:     # two generations: the older half is dropped whole
                 self.old_cache, self.cache, self.cache_size = self.cache, {}, 0
             self.seconds += time.monotonic() - start
@@ -661,13 +652,12 @@ def too_long(program, args, check):
 
 def read_line(text):
     """A line -> its Result. A program that took over its child may have written it: it is only text, only compared."""
-    if text.count(b"\t") != 4:
+    if text.count(b"\t") != 3:
         return Result(False, error="crash")
-    error, value, key, loose, _ = text.decode("utf-8", "replace").split("\t")
+    error, value, key, _ = text.decode("utf-8", "replace").split("\t")
     if error or len(value) > CHARS:
         return Result(False, error=error if error.isidentifier() and len(error) < 64 else "crash")
-    key = key or value
-    return Result(True, value, key, loose or key)
+    return Result(True, value, key or value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -728,9 +718,8 @@ def main():
     with Executor(unsafe=unsafe) as ex:
         for (what, program, args), r in zip(shown, ex.run([job[1:] for job in shown])):
             print(f"{what:22} -> {r.value if r.ok else r.error}")
-        numbers = ex.literals(["1", "1.0", "True"])
         print("(syntax: program or input does not parse; output: too large, or no plain data)")
-        print("1, 1.0, True: keys", *(r.key for r in numbers), "- loose", *(r.loose for r in numbers))
+        print("1 and 1.0: keys", *(r.key for r in ex.literals(["1", "1.0"])), "- by ==", *ex.equal([("1", "1.0")]))
     b = bench(unsafe)
     print(f"{b['checked_per_s']:,.0f} checked programs a second, {b['ratio']:.0f}x a fresh process each;\n"
           f"1,000 programs with 1 % endless: {b['endless_1pct_s']:.2f} s")
