@@ -25,9 +25,7 @@ Where this differs from the paper (P) and from the authors' released code (C), a
     True differ); equal() is P's ==, asked of the finished texts.
  4) C cuts outputs at 400 characters and keeps the stump as truth. Here an output is whole or an error.
  5) C pastes text into templates: the input `1) or (2`, or a program that defines repr, rewrites the test. Here an input
-    is parsed on its own and made afresh for each run; one that is no literal is evaluated in a scratch copy of the
-    program, so it cannot change what it is given to (but for objects of the program's classes: `evaluated`). Where an
-    answer must be data, ask literals() first.
+    is parsed on its own, as one call of f, and made afresh for each run. Where it must be data, ask literals() first.
  6) C scans the imports for banned modules (dotted ones, `os.path`, never match, so `import os` passes) and refuses the
     text `input(`, in process_input( too. Here imports are an allow-list, a few names are refused for tidiness, and the
     kernel is the wall.
@@ -138,6 +136,7 @@ def texts(x):
     return value, plain(x, True, itertools.count()) if "{" in value else ""
 
 
+NUMBERS = {name: complex(name) if name[3:] else float(name) for name in ("inf", "nan", "infj", "nanj")}
 MAKERS = {"set": set, "frozenset": frozenset, "float": float, "range": range}
 
 
@@ -159,49 +158,21 @@ def literal(node):
         a, b = literal(node.left), literal(node.right)
         if type(a) in (int, float) and type(b) is complex:
             return a + b if type(node.op) is ast.Add else a - b
-    if kind is ast.Name and node.id in ("inf", "nan", "infj", "nanj"):
-        return (complex if node.id[3:] else float)(node.id)
+    if kind is ast.Name and node.id in NUMBERS:
+        return NUMBERS[node.id]
     if kind is ast.Call and type(node.func) is ast.Name and node.func.id in MAKERS and not node.keywords:
         return MAKERS[node.func.id](*map(literal, node.args))
     raise ValueError("not a literal")
 
 
-def arguments(args):
-    """The text between the brackets of f(...) -> (positional, named), or code that gives them. Parsed on its own: a
-    bracket that closes the call early does not give one call of `_`. The newline ends a trailing comment."""
-    tree = ast.parse("_(" + args + "\n)", mode="eval")
-    call = tree.body
-    if type(call) is not ast.Call or type(call.func) is not ast.Name or call.func.id != "_":
-        raise ValueError("not arguments")
-    try:
-        positional, named = [literal(a) for a in call.args], {k.arg: literal(k.value) for k in call.keywords}
-        if len(named) == len(call.keywords) and None not in named:     # not x=1, x=2 and not **
-            return positional, named
-    except ValueError:    # an expression, such as dict(a=1) or 'a' * 20: gated like a program
-        pass
-    if any(type(node) is ast.NamedExpr for node in ast.walk(tree)):
-        raise ValueError("an input binds no names")
-    call.func.id = "<arguments>"     # a name that no program can spell
-    code = compile(tree, "<input>", "eval", dont_inherit=True)
-    if gate(code)[0] != "batch":
-        raise Forbidden
-    return code
-
-
-def evaluated(expression, program, clean, space, classes):
-    """The values of an input that is no literal: of a scratch copy of the program, so that it cannot change the one
-    that it is given to. Only an object of a class of the program's has to be of the class that f knows, so of that."""
-    scratch = dict(clean)
-    exec(program, scratch)
-    for names in (scratch, space):
-        names["<arguments>"] = lambda *positional, **named: (positional, named)
-    given = eval(expression, scratch)
-    try:
-        if classes:
-            plain([*given], False, itertools.count())
-        return given
-    except NotPlain:
-        return eval(expression, space)
+def call(args):
+    """The text between the brackets of f(...) -> the code of that call. Parsed on its own: a bracket that closes it
+    early does not give one call of `f`. The newline ends a trailing comment."""
+    tree = ast.parse("f(" + args + "\n)", mode="eval")
+    if type(tree.body) is not ast.Call or type(tree.body.func) is not ast.Name \
+            or ":=" in args and any(type(node) is ast.NamedExpr for node in ast.walk(tree)):
+        raise ValueError("not arguments, or they bind names")
+    return compile(tree, "<input>", "eval", 0, True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,10 +196,10 @@ SET_OPS = {op("BUILD_SET"), op("SET_ADD"), op("SET_UPDATE")}
 SET_NAMES = set("set frozenset hash keys items KeysView ItemsView get_origin".split())   # views make sets with & | ^ -
 
 
-def gate(code):
+def gate(*stack):
     """-> lane (batch, own or forbidden), and whether the result may depend on a hash or an address. Reads code objects,
     not text: these show f-strings, decorators and every form of import, in 2 us; a syntax tree would cost 100."""
-    names, ops, constants, stack = set(), set(), [], [code]
+    names, ops, constants, stack = set(), set(), [], [*stack]
     for code in stack:
         names.update(code.co_names)
         ops.update(code.co_code[::2])
@@ -299,32 +270,27 @@ def line(error, value="", key="", sets=False):
     return "\t".join((error, value, key, "sets" if sets else "")).encode()
 
 
-@functools.lru_cache(1)     # the inputs of one program stand together in a batch
-def compiled(program, gated):
-    code = compile(program, "<program>", "exec", dont_inherit=True)
-    return code, *(gate(code) if gated else ("own", True))
+compiled = functools.lru_cache(1)(compile)     # the inputs of one program stand together in a batch
 
 
 def judge(program, args, space, own):
     """Run f(args) -> its record; the error "own" asks for a child of its own. All that the program made dies when this
     returns, with the timer still running: __del__ and `finally` can hang too."""
-    clean, space, stage = space, dict(space), "parse"
+    space, stage = dict(space), "parse"
     try:
         if program is None:         # an answer, see Executor.literals
             return line("", *texts(literal(ast.parse(args.strip(), mode="eval").body)))
         if args is None:            # see Executor.complexity
             return line("", *texts(complexity(program)))
-        code, lane, sets = compiled(program, space["__builtins__"] is not builtins)
+        codes = compiled(program, "<program>", "exec", 0, True), call(args)
+        lane, sets = gate(*codes) if space["__builtins__"] is not builtins else ("own", True)
         if lane == "forbidden" or lane == "own" and not own:
             return line(lane)
-        given = arguments(args)
         stage = "run"
-        exec(code, space)
-        positional, named = given if type(given) is tuple else evaluated(given, code, clean, space, lane == "own")
-        f = space.get("f")
-        text = unicodedata.normalize("NFKC", args)     # as Python reads names
-        sets = sets or any(word in text for word in ("{", "set", "hash", "keys", "items"))
-        return line("", *texts(f(*positional, **named)), sets) if callable(f) else line("no_f")
+        exec(codes[0], space)
+        if not callable(space.get("f")):
+            return line("no_f")
+        return line("", *texts(eval(codes[1], space, dict(NUMBERS))), sets)     # inf and nan, as repr writes them
     except BaseException as e:
         error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
         if error == "memory" and not own:      # in a batch a neighbour's leftovers may be to blame
