@@ -137,32 +137,19 @@ def texts(x):
 
 
 NUMBERS = {name: complex(name) if name[3:] else float(name) for name in ("inf", "nan", "infj", "nanj")}
-MAKERS = {"set": set, "frozenset": frozenset, "float": float, "range": range}
+MAKERS = {"set": set, "frozenset": frozenset, "float": float}
 
 
-def literal(node):
-    """The value of a literal's syntax tree. Beyond ast.literal_eval: inf, nan, frozenset({1}) and so on, as repr writes
-    them, and range. Anything else is a ValueError."""
-    kind = type(node)
-    if kind is ast.Constant and node.value is not ...:
-        return node.value
-    if kind in (ast.List, ast.Tuple, ast.Set):
-        return {ast.List: list, ast.Tuple: tuple, ast.Set: set}[kind](map(literal, node.elts))
-    if kind is ast.Dict:
-        return {literal(k): literal(v) for k, v in zip(node.keys, node.values)}
-    if kind is ast.UnaryOp and type(node.op) in (ast.USub, ast.UAdd):
-        x = literal(node.operand)
-        if type(x) in (int, float, complex):
-            return -x if type(node.op) is ast.USub else x
-    if kind is ast.BinOp and type(node.op) in (ast.Add, ast.Sub):     # 1+2j
-        a, b = literal(node.left), literal(node.right)
-        if type(a) in (int, float) and type(b) is complex:
-            return a + b if type(node.op) is ast.Add else a - b
-    if kind is ast.Name and node.id in NUMBERS:
-        return NUMBERS[node.id]
-    if kind is ast.Call and type(node.func) is ast.Name and node.func.id in MAKERS and not node.keywords:
-        return MAKERS[node.func.id](*map(literal, node.args))
-    raise ValueError("not a literal")
+class AsConstants(ast.NodeTransformer):
+    """Makes constants of what repr writes and ast.literal_eval does not read: inf, nan, frozenset({1}) and so on."""
+
+    def visit_Name(self, node):
+        return ast.Constant(NUMBERS[node.id]) if node.id in NUMBERS else node
+
+    def visit_Call(self, node):
+        if type(node.func) is not ast.Name or node.func.id not in MAKERS or node.keywords:
+            raise ValueError("not a literal")
+        return ast.Constant(MAKERS[node.func.id](*[ast.literal_eval(self.visit(a)) for a in node.args]))
 
 
 def call(args):
@@ -279,7 +266,7 @@ def judge(program, args, space, own):
     space, stage = dict(space), "parse"
     try:
         if program is None:         # an answer, see Executor.literals
-            return line("", *texts(literal(ast.parse(args.strip(), mode="eval").body)))
+            return line("", *texts(ast.literal_eval(AsConstants().visit(ast.parse(args.strip(), mode="eval").body))))
         if args is None:            # see Executor.complexity
             return line("", *texts(complexity(program)))
         codes = compiled(program, "<program>", "exec", 0, True), call(args)
