@@ -383,11 +383,13 @@ def forked(work):
 
 def run_child(jobs, own, *how):
     """-> the lines a child left, and why there are no more, as an error."""
-    area = mmap.mmap(-1, AREA)     # zeros, and no line holds one
-    status = forked(lambda: child(jobs, own, area, *how))
+    for _ in range(3):
+        area = mmap.mmap(-1, AREA)     # zeros, and no line holds one
+        status = forked(lambda: child(jobs, own, area, *how))
+        if status != signal.SIGKILL:     # that is from outside, say a system short of memory: once more
+            break
     lines = area[:area.find(b"\0")].split(b"\n")[:-1][:len(jobs)]     # whole ones, and no more
-    ends = {signal.SIGPROF: "timeout", signal.SIGALRM: "timeout", signal.SIGXCPU: "timeout",
-            signal.SIGSYS: "forbidden", signal.SIGKILL: "killed"}
+    ends = {signal.SIGPROF: "timeout", signal.SIGALRM: "timeout", signal.SIGXCPU: "timeout", signal.SIGSYS: "forbidden"}
     return lines, ends.get(os.WTERMSIG(status), "crash")
 
 
@@ -401,11 +403,8 @@ def serve(jobs, *how):
         if len(lines) < len(jobs):
             lines.append(line(end if end == "timeout" else "own"))
     for i in [i for i, text in enumerate(lines) if text.startswith(b"own\t")]:
-        for _ in range(3):     # "killed": from outside, say by a system short of memory. Not the program's doing
-            done, end = run_child([jobs[i]], True, *how)
-            if end != "killed":
-                break
-        lines[i] = done[0] if done else line("crash" if end == "killed" else end)
+        done, end = run_child([jobs[i]], True, *how)
+        lines[i] = done[0] if done else line(end)
     return b"\n".join(lines) + b"\n"
 
 
