@@ -326,8 +326,6 @@ def seccomp_filter():
 
 def guard(memory_mb, wall):
     """Once in each zygote, inherited by its children. Returns the last step, which each child takes for itself."""
-    os.dup2(os.open(os.devnull, os.O_RDWR), 2)
-    os.closerange(3, 256)
     sys.stdin = sys.stdout = sys.stderr = None
     sys.meta_path.clear()     # nothing is imported from here on, so nothing looks at the disk
     with contextlib.suppress(OSError):     # root is exempt from NPROC and may signal anybody: become nobody; who may
@@ -485,7 +483,7 @@ class Executor(contextlib.AbstractContextManager):
         """-> a zygote, and what it says of its wall: yes, or why not."""
         z = subprocess.Popen([sys.executable, "-S", "-W", "ignore", os.path.abspath(__file__), "--zygote",
                               self.settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
-                             env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
+                             stderr=subprocess.DEVNULL, env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
         return z, z.stdout.readline().decode().strip() or "it did not start"
 
     def __exit__(self, *exc):
