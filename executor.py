@@ -72,6 +72,7 @@ if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that on
     import subprocess
     import threading
     from concurrent.futures import ThreadPoolExecutor
+    from timeit import timeit
 
 CHARS = 8192           # a program and its input that are longer are "syntax": bounds the time to compile; outputs that
                        # are longer are "output", never cut
@@ -482,8 +483,8 @@ class Executor(contextlib.AbstractContextManager):
     def start(self, i):
         """-> a zygote, and what it says of its wall: yes, or why not."""
         z = subprocess.Popen([sys.executable, "-S", "-W", "ignore", os.path.abspath(__file__), "--zygote",
-                              self.settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
-                             stderr=subprocess.DEVNULL, env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
+                              self.settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             cwd="/", env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
         return z, z.stdout.readline().decode().strip() or "it did not start"
 
     def __exit__(self, *exc):
@@ -618,28 +619,21 @@ def bench(unsafe=False):
     """-> programs a second, checked (two runs each or more), beside a fresh interpreter for each (the usual way, one
     run, one after the other) and beside the limit, all cores compiling and running them without any wall, twice; and
     the seconds for 1,000 programs of which 10 are endless, at the default limit."""
-    def fresh(jobs):
-        for program, args in jobs:
-            subprocess.run([sys.executable, "-c", f"{program}\nprint(repr(f({args})))"], capture_output=True)
+    def fresh(program, args):
+        subprocess.run([sys.executable, "-c", f"{program}\nprint(repr(f({args})))"], capture_output=True)
 
-    def bare(jobs):            # our own programs, no model's
-        for program, args in jobs:
-            space = {}
-            exec(program, space)
-            repr(space["f"](*eval(f"({args},)")))
-
-    def seconds(run, jobs):
-        start = time.perf_counter()
-        run(jobs)
-        return time.perf_counter() - start
+    def bare(program, args):     # our own programs, no model's
+        space = {}
+        exec(program, space)
+        repr(eval(f"f({args})", space))
 
     jobs, mixed = small_programs(10_000), small_programs(1000, seed=1)
     mixed[::100] = [(f"def f(x):\n    while True:\n        x = {i}", "0") for i in range(10)]
     with Executor(unsafe=unsafe) as ex:
         ex.run(small_programs(500, seed=2))
-        checked, endless = len(jobs) / seconds(ex.run, jobs), seconds(ex.run, mixed)
-    naive = 30 / seconds(fresh, jobs[:30])
-    limit = len(jobs) / seconds(bare, jobs) * (os.cpu_count() or 1) / 2
+        checked, endless = len(jobs) / timeit(lambda: ex.run(jobs), number=1), timeit(lambda: ex.run(mixed), number=1)
+    naive = 30 / timeit(lambda: [fresh(*job) for job in jobs[:30]], number=1)
+    limit = len(jobs) / timeit(lambda: [bare(*job) for job in jobs], number=1) * (os.cpu_count() or 1) / 2
     return {"checked_per_s": checked, "fresh_process_per_s": naive, "ratio": checked / naive,
             "share_of_limit": checked / limit, "endless_1pct_s": endless}
 
