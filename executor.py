@@ -17,8 +17,8 @@ agrees.
 
 Where this differs from the paper (P) and from the authors' released code (C), and why:
  1) C calls f twice in one process, blind to hash order, addresses and kept state; and takes its "Non-deterministic"
-    failure for success. Here each run is in a process with another seed: two of them, four where a set, a hash or a
-    class is in play (two elements agree by chance half the time).
+    failure for success. Here two processes with different seeds must agree, four where a set, a hash or a class is in
+    play (two elements agree by chance half the time).
  2) C evaluates the solver's answer in the trainer. Here an answer is a literal, parsed in a child: literals().
  3) C and P's figures compare with == inside the run, where an object whose __eq__ says True wins. Here only plain data
     comes out, as text that the trainer compares; expected outputs never go down. Result.key is type-strict (1, 1.0 and
@@ -26,20 +26,17 @@ Where this differs from the paper (P) and from the authors' released code (C), a
  4) C cuts outputs at 400 characters and keeps the stump as truth. Here an output is whole or an error.
  5) C pastes text into templates: the input `1) or (2`, or a program that defines repr, rewrites the test. Here an input
     is parsed on its own, as one call of f, and made afresh for each run. Where it must be data, ask literals() first.
- 6) C scans the imports for banned modules (dotted ones, `os.path`, never match, so `import os` passes) and refuses the
-    text `input(`, in process_input( too. Here imports are an allow-list, a few names are refused for tidiness, and the
-    kernel is the wall.
+ 6) C scans the imports for banned modules (dotted ones, `os.path`, never match, so `import os` passes). Here imports
+    are an allow-list, a few names are refused for tidiness, and the kernel is the wall.
  7) C stops a run after 10 s of wall time; here after 0.2 s of CPU time, which a busy machine hardly changes.
 
-Covered: files, network, processes, signals, memory, endless loops (in C code, __repr__ and __del__ too), outputs too
-large, deep or cyclic, programs that spoil the next one, killed workers, a killed trainer.
 NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
 takes over its child can state any value of its own f. Any program can read the texts it was sent with (str.format
 follows frames), which hold no answers. A result that depends on the recursion or memory limit is accepted. So is, now
-and then, one that depends on a few low bits of an address or a hash, on the order of addresses (on each, where the
-kernel does not randomise them), or on the order of a set of two words (one time in eight); and always one that depends
-on the order of a set of None or built-in types, which is this Python's. Total memory is up to 2 x workers x memory_mb.
-Without seccomp it refuses; with unsafe=True a program that takes over its child can hold the trainer up for ever.
+and then, one that depends on a few low bits of an address or a hash, on the order of addresses (always, where the
+kernel does not randomise them), or on the order of a set of two words (one time in eight); and always one on that of a
+set of None or built-in types, which is this Python's. Memory is up to 2 x workers x memory_mb in all. Without seccomp
+it refuses; with unsafe=True a program that takes over its child can hold the trainer up for ever.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
@@ -74,14 +71,13 @@ if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that on
     from concurrent.futures import ThreadPoolExecutor
     from timeit import timeit
 
-CHARS = 8192           # a program and its input that are longer are "syntax": bounds the time to compile; outputs that
-                       # are longer are "output", never cut
+CHARS = 8192           # longer programs with their inputs are "syntax", longer outputs are "output", never cut
 DEPTH = 60             # nesting of an output; also what ends a cyclic one
 AREA = 1 << 20         # bytes of shared memory for the records of a batch; when full, the rest goes to another child
 BATCH = 128            # programs a child at the most
-SEEDS = (0, 58, 26, 260)   # PYTHONHASHSEED of the zygotes, fixed so that a run can be repeated. All must agree where
-                           # order may come from a hash: of pairs of lower-case letters 98 % come in both orders (on
-                           # these the seeds were searched, Python 3.11), of pairs of words 85 to 90 %, as with any four
+# PYTHONHASHSEED of the zygotes, fixed so that a run can be repeated: of pairs of lower-case letters 98 % come in both
+# orders (for these the four were searched, Python 3.11), of pairs of words 85 to 90 %, as with any four
+SEEDS = (0, 58, 26, 260)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -216,7 +212,7 @@ def allowed_builtins():
         vars(modules[name]).update({k: v for k, v in vars(real).items() if k in public and k[0] != "_"
                                     and not isinstance(v, types.ModuleType)})
     modules["collections"].abc = modules["collections.abc"]
-    real_getattr, attrgetter, methodcaller = getattr, modules["operator"].attrgetter, modules["operator"].methodcaller
+    attrgetter, methodcaller = modules["operator"].attrgetter, modules["operator"].methodcaller
 
     def checked(name):
         return refuse() if isinstance(name, str) and not FORBIDDEN.isdisjoint(str.split(name, ".")) else name
@@ -227,7 +223,7 @@ def allowed_builtins():
     modules["operator"].attrgetter = lambda *names: attrgetter(*[checked(n) for n in names])
     modules["operator"].methodcaller = lambda name, *a, **k: methodcaller(checked(name), *a, **k)
     return {**vars(builtins), **{name: refuse for name in NO_BUILTINS}, "__import__": guarded_import,
-            "print": lambda *args, **kwargs: None, "getattr": lambda x, name, *d: real_getattr(x, checked(name), *d)}
+            "print": lambda *args, **kwargs: None, "getattr": lambda x, name, *d: getattr(x, checked(name), *d)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,8 +288,7 @@ def child(jobs, own, area, space, timeout, raise_wall):
     raise_wall(len(jobs) * timeout)
     for program, args, _ in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
-        signal.setitimer(signal.ITIMER_REAL, 2 + 10 * timeout)     # without a wall it might sleep. Generous: a busy
-                                                                   # machine must not change a verdict
+        signal.setitimer(signal.ITIMER_REAL, 2 + 10 * timeout)   # sleepers, if no wall stands; long, for busy machines
         text = judge(program, args, space, own)
         gc.collect(0)           # cycles, which would keep memory that the next program may want
         area.write(text + b"\n")
@@ -644,10 +639,8 @@ def main():
              ("never ends, in C code", "def f():\n    return sum(range(10 ** 15))", ""),
              ("climbs to object", "def f():\n    return ().__class__.__base__.__subclasses__()", ""),
              ("opens a file", "def f():\n    return open('/etc/passwd').read()", ""),
-             ("imports os", "import os\ndef f():\n    return os.getpid()", ""),
              ("order of a set", "def f(s):\n    return ''.join(set(s))", "'absolute'"),
              ("memory bomb", "def f():\n    return [0] * 10 ** 10", ""),
-             ("output bomb", "def f():\n    return 'a' * 10 ** 6", ""),
              ("equal to everything", "class Y:\n    __eq__ = lambda self, x: True\ndef f():\n    return Y()", ""),
              ("input closes the call", "def f(x):\n    return x", "1) or (2")]
     unsafe = "--unsafe_executor" in sys.argv
