@@ -268,7 +268,7 @@ def judge(program, args, space, own):
         exec(codes[0], space)
         if not callable(space.get("f")):
             return line("no_f")
-        return line("", *texts(eval(codes[1], space, dict(NUMBERS))), sets)     # inf and nan, as repr writes them
+        return line("", *texts(eval(codes[1], space, {**NUMBERS, **space})), sets)     # inf, nan: as repr writes them
     except BaseException as e:
         error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
         if error == "memory" and not own:      # in a batch a neighbour's leftovers may be to blame
