@@ -339,19 +339,13 @@ def origin(cfg):
 
 def read_config(out):
     """The Config of a run's config.json, each field checked for its type: the file may have been edited by hand."""
-    try:
-        with open(os.path.join(out, "config.json"), encoding="utf-8") as f:
-            stored = json.load(f)
-        values = {f.name: stored[f.name] for f in fields(Config)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        fail(f"{out} holds no run to resume ({type(error).__name__}: {error})")
+    stored = evaluation.read_json(os.path.join(out, "config.json"))
+    if stored is None:
+        fail(f"{out} holds no run to resume: no config.json that can be read")
     for f in fields(Config):
-        v = values[f.name]
-        if f.type is float and type(v) is int and abs(v) < 1e9:
-            values[f.name] = float(v)
-        elif type(v) is not f.type:
-            fail(f"{out}/config.json: {f.name} must be a {f.type.__name__}, not {str(v)[:40]!r}")
-    return Config(**values)
+        if type(stored.get(f.name)) is not f.type:
+            fail(f"{out}/config.json: {f.name} must be a {f.type.__name__}, not {str(stored.get(f.name))[:40]!r}")
+    return Config(**{f.name: stored[f.name] for f in fields(Config)})
 
 
 def lock(folder):
