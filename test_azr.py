@@ -950,7 +950,7 @@ class TestTrain(unittest.TestCase):
                      (["--adam_eps", "1e-50"], "above 1e-30"), (["--zero_reward", "nan"], "a finite number, not"),
                      (["--out", ""], "name of a folder"), (["--resume", ""], "name of a folder"),
                      (["--seeds", "0"], "at least 1"), (["--resume", "x", "--seeds", "2"], "no other flag"),
-                     (["--large", "maybe"], "true or false"), (["--out", "/proc/x/y"], "cannot make"),
+                     (["--large", "maybe"], "true or false"), (["--out", "/proc/x/y"], "give another --out"),
                      (["--n_inputs", "2"], "at least 3"), (["--steps", "0"], "at least 1"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
                      (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}", "--lr=1"], "no other flag")]

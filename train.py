@@ -350,15 +350,13 @@ def read_config(out):
 
 def lock(folder):
     """Hold the folder for this process; the kernel lets go when the process ends, however it ends."""
+    handle = open(os.path.join(folder, ".lock"), "w")
     try:
-        handle = open(os.path.join(folder, ".lock"), "w")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return handle
     except BlockingIOError:
         handle.close()
         fail(f"{folder} is in use by another run: give another --out")
-    except OSError as error:
-        fail(f"cannot write to {folder} ({error.strerror}): give another --out")
+    return handle
 
 
 STOP = {"signal": 0}
@@ -1130,13 +1128,10 @@ def main(argv=None):
         out = args.out or next(p for p in (name, *(f"{name}-{n}" for n in range(2, 10 ** 6))) if not os.path.exists(p))
         if os.path.isdir(out) and os.listdir(out):
             fail(f"{out} is not empty: give another --out, or go on with --resume {out}")
-        try:
-            os.makedirs(out, exist_ok=True)
-        except OSError as error:
-            fail(f"cannot make {out}: {error.strerror}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     try:
+        os.makedirs(out, exist_ok=True)
         with lock(out):
             if not args.resume:
                 save(os.path.join(out, "config.json"), json.dumps({
@@ -1151,9 +1146,9 @@ def main(argv=None):
              f"--proposals (now {cfg.proposals}) together, then --resume {out} with the new values in its config.json; "
              "--block_size bounds the sampler's cache, but is the base's as well")
     except OSError as error:
-        if error.errno in (2, 13, 17, 28, 30):  # gone, no access, a file for a folder, disk full, read-only file system
-            fail(f"{error.strerror} ({error.filename or out}): put that right (make room, say), then  python train.py "
-                 f"--resume {out}")
+        if error.errno in (2, 13, 17, 20, 28, 30):  # gone, no access, no folder (twice), disk full, read-only system
+            fail(f"{error.strerror} ({error.filename or out}): put that right (make room, say, or give another --out), "
+                 f"then go on with --resume {out} if a run is there")
         raise
 
 
