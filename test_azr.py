@@ -936,7 +936,7 @@ class TestTrain(unittest.TestCase):
         with tempfile.TemporaryDirectory() as tmp:
             os.makedirs(f"{tmp}/full")
             open(f"{tmp}/full/x", "w").close()
-            cases = [(["--stepz", "3"], "did you mean --steps"), (["--steps", "many"], "wants a whole number"),
+            cases = [(["--stepz", "3"], "did you mean --steps"), (["--steps", "many"], "--steps: invalid int value"),
                      (["--preset", "huge"], "smoke"), (["--ablation", "nope"], "solver_only"),
                      (["--advantage", "gae"], "trr, group"), (["--n_head", "3"], "n_head"), (["--tries", "1"], "tries"),
                      (["--kinds", "deduction,poetry"], "induction"), (["--lr", "nan"], "a number from 0"),
@@ -950,7 +950,7 @@ class TestTrain(unittest.TestCase):
                      (["--adam_eps", "1e-50"], "from 1e-30"), (["--zero_reward", "nan"], "a number from -"),
                      (["--out", ""], "name of a folder"), (["--resume", ""], "name of a folder"),
                      (["--seeds", "0"], "at least 1"), (["--resume", "x", "--seeds", "2"], "no other flag"),
-                     (["--large", "maybe"], "true or false"), (["--out", "/proc/x/y"], "give another --out"),
+                     (["--large", "maybe"], "invalid truth value"), (["--out", "/proc/x/y"], "give another --out"),
                      (["--n_inputs", "2"], "from 3 to 10"), (["--steps", "0"], "from 1 to"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
                      (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}", "--lr=1"], "no other flag")]
@@ -962,12 +962,13 @@ class TestTrain(unittest.TestCase):
 
     def test_what_is_printed(self):
         """--help names every flag and fits 80 columns; no control character of a model's reaches the terminal."""
-        with contextlib.redirect_stdout(io.StringIO()) as printed, self.assertRaises(SystemExit):
+        with contextlib.redirect_stdout(io.StringIO()) as printed, self.assertRaises(SystemExit), \
+                unittest.mock.patch.dict(os.environ, COLUMNS="80"):
             train.main(["--help"])
         lines = printed.getvalue().split("\n")
         self.assertLess(max(map(len, lines)), 80)
         for flag in (*asdict(train.Config()), "preset", "ablation", "seeds", "out", "resume"):
-            self.assertEqual(sum(line.startswith(f"--{flag} ") for line in lines), 1, flag)
+            self.assertEqual(sum(line.startswith(f"  --{flag} ") for line in lines), 1, flag)
         text = train.rollout_text(selfplay.Rollout("solve", "deduction", encode("x\n"), encode("\x1b[2J\x00\x9b"), []))
         self.assertIn("x\n\n  -> \\u001b[2J\\u0000\\u009b\n", text)
 

@@ -32,6 +32,7 @@ import ast
 import bisect
 import difflib
 import fcntl
+import functools
 import hashlib
 import inspect
 import json
@@ -44,7 +45,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -206,7 +206,6 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
            "proposer": ("train", "frozen", "random", "fixed"), "learner": ("rl", "supervised", "worked"),
            "fill": ("learnable", "uniform"), "proposer_reward": ("learnability", "uncertainty", "valid", "none"),
            "advantage": MODES, "average": AVERAGES, "depths": ("even", "rare"), "optimizer": ("adamw", "muon")}
-TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
 def clashes(row, preset, args):
@@ -214,42 +213,41 @@ def clashes(row, preset, args):
     return [k for k in row if row[k] and k in PRESETS[preset] and getattr(args, k) is None]     # off is off anywhere
 
 
-def print_help():
-    """Config's block as flags, for a terminal of 80 columns. It is read from this file: what stands once stays true."""
-    flags = [["--preset NAME", f"{', '.join(PRESETS)}: the size; gpu if there is one, else cpu"],
-             ["--ablation NAME", f"a row of the table: {', '.join(ABLATIONS)}; or all"],
-             ["--seeds N", "a grid, in runs/grid: the rows asked for with so many seeds, --seed the first"],
-             ["--out DIR", "where the run is written"], ["--resume DIR", "go on with a run that was stopped; alone"]]
+def truth(text):
+    """A flag's text as a bool; argparse's own, bool(text), takes any text for true."""
+    return bool(("false", "true").index(text.lower()))
+
+
+@functools.cache
+def comments():
+    """{field: its comment} of Config's block: the --help. Read from this file, so that it stands once."""
+    found = {}
     for line in inspect.getsource(Config).splitlines()[2:]:
-        code, _, words = line.strip().partition("#")
-        if code:
-            name, _, default = code.strip().partition(": ")
-            flags.append([f"--{name} {default.partition(' = ')[2]}".replace('"', ""), words])
-        elif words.startswith(" ---"):
-            flags.append([words.strip(), ""])
-        else:
-            flags[-1][1] += words
-    print(textwrap.fill(__doc__.split("\n\n")[0].strip(), 79) + "\n\nFlags, with their defaults for --preset cpu:\n")
-    for flag, words in flags:
-        print(textwrap.fill(f"{flag.ljust(25)} {' '.join(words.split())}", 79, subsequent_indent=" " * 26))
+        code, _, words = line.partition("#")
+        if code.strip():
+            name = code.partition(":")[0].strip()
+            found[name] = words
+        elif not words.startswith(" ---"):
+            found[name] += words
+    return found
 
 
 def parse(argv):
     """argv -> (Config, options). Order of precedence: a flag, the ablation, the preset, the default."""
-    ap = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ap = argparse.ArgumentParser(usage="python train.py [--flag value] ...", allow_abbrev=False,
+                                 description=__doc__.partition("\n\n")[0], epilog="Defaults are the cpu preset's.")
     ap.error = fail
-    ap.add_argument("--preset", choices=PRESETS)
-    ap.add_argument("--ablation", choices=[*ABLATIONS, "all"])
-    ap.add_argument("--out")
-    ap.add_argument("--resume")
-    ap.add_argument("--seeds", type=int)
-    ap.add_argument("-h", "--help", action="store_true")
+    ap.add_argument("--preset", choices=PRESETS, help="the size; gpu if there is one, else cpu")
+    ap.add_argument("--ablation", choices=[*ABLATIONS, "all"], metavar="NAME",
+                    help=f"a row of the table: {', '.join(ABLATIONS)}; or all")
+    ap.add_argument("--out", metavar="DIR", help="where the run is written")
+    ap.add_argument("--resume", metavar="DIR", help="go on with a run that was stopped; alone")
+    ap.add_argument("--seeds", metavar="N", type=int, help="a grid, in runs/grid: the rows asked for with so many "
+                    "seeds, --seed the first")
     for f in fields(Config):
-        ap.add_argument("--" + f.name, **({"nargs": "?", "const": "true"} if f.type is bool else {}))
+        ap.add_argument("--" + f.name, metavar=str(f.default), help=comments()[f.name],
+                        **({"nargs": "?", "const": True, "type": truth} if f.type is bool else {"type": f.type}))
     args, unknown = ap.parse_known_args(argv)
-    if args.help:
-        print_help()
-        sys.exit(0)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), vars(args), 1)
         fail(f"unknown flag {unknown[0]!r}" + (f", did you mean --{near[0]}?" if near else "; see --help"))
@@ -259,14 +257,7 @@ def parse(argv):
     if clash := clashes(row, preset, args):
         fail(f"--ablation {args.ablation} sets {clash[0]} to {row[clash[0]]}, which is meant for the cpu preset: with "
              f"--preset {preset} (where it is {PRESETS[preset][clash[0]]}) say --{clash[0]} as well")
-    for f in fields(Config):
-        text = getattr(args, f.name)
-        if text is not None:
-            try:
-                values[f.name] = TRUTH[text.lower()] if f.type is bool else f.type(text)
-            except (ValueError, KeyError):
-                wanted = {bool: "true or false", int: "a whole number", float: "a number"}[f.type]
-                fail(f"--{f.name} wants {wanted}, not {text!r}")
+    values.update({f.name: value for f in fields(Config) if (value := getattr(args, f.name)) is not None})
     cfg = Config(**values)
     check(cfg)
     args.preset = preset
@@ -1080,8 +1071,8 @@ def grid(cfg, args):
             print(f"left out, as they set what --preset {args.preset} sets:",
                   ", ".join(name for name in ABLATIONS if name not in names))
     jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + (args.seeds or 1)) for name in names]
-    rest = [text for flag, value in vars(args).items() if isinstance(value, str)     # the flags that every row gets
-            and flag not in ("ablation", "seed", "out", "name") for text in ("--" + flag, value)]
+    rest = [text for flag, value in vars(args).items() if value is not None          # the flags that every row gets
+            and flag not in ("ablation", "seed", "seeds", "out", "name") for text in ("--" + flag, str(value))]
     for name, seed in tqdm(jobs, "grid"):
         out = os.path.join(args.out or "runs/grid", f"{name}-s{seed}")
         how, begun = ["--ablation", name, "--seed", str(seed), *rest], os.path.exists(os.path.join(out, "config.json"))
