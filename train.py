@@ -725,7 +725,8 @@ def update(cfg, model, optimizers, batches, loss_fn, total):
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
     total.update(updates=1, grad_norm=norm)
     if not math.isfinite(norm):
-        raise FloatingPointError("the gradient is not finite")
+        fail(f"the gradient is not finite: lower lr (now {cfg.lr}) in the run's config.json, then go on from the last "
+             "checkpoint with --resume")
     for o in optimizers:
         o.step()
 
@@ -1122,9 +1123,6 @@ def main(argv=None):
                     **asdict(cfg), "preset": args.preset, "command": "python train.py " + shlex.join(argv),
                     **origin(cfg)}, indent=1))
             run(cfg, out)
-    except FloatingPointError as error:
-        fail(f"{error}: lower lr (now {cfg.lr}) in {out}/config.json, then go on from the last checkpoint with "
-             f"python train.py --resume {out}")
     except torch.OutOfMemoryError:
         fail(f"CUDA is out of memory: lower --micro_tokens (now {cfg.micro_tokens}), or --tasks (now {cfg.tasks}) and "
              f"--proposals (now {cfg.proposals}) together, then --resume {out} with the new values in its config.json; "
