@@ -577,14 +577,8 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
     verdict is 'valid' or the reason why it was refused, the task None unless it is valid."""
     kinds = cfg.kinds.split(",")
     if cfg.proposer == "random":
-        made = []
-        for kind in kinds:
-            for d, task, why in generated(cfg, ex, rng, kind, cfg.proposals, banned):
-                known = kind != "induction" and d.program in game.known     # is counted, and no reason to refuse it
-                made.append(Rollout("propose", kind, [], [], [], task, verdict=why or "valid", known=known))
-                if kind != "induction":
-                    game.known.add(d.program)
-        return made
+        return [Rollout("propose", kind, [], [], [], task, verdict=why or "valid") for kind in kinds
+                for _, task, why in generated(cfg, ex, rng, kind, cfg.proposals, banned)]
     asked = []                                       # (kind, references, prompt)
     for kind in [k for k in kinds for _ in range(count)]:
         if kind == "induction":                      # a program of the other two buffers, to be described by pairs
