@@ -274,7 +274,6 @@ def seed_buffers(ex, size, n_inputs):
     inputs = ["'a'", "1", "[1, 2]", "'bc'", "0", "[3]", "7", "[]", "'d'", "[4, 4]"]
     made = make_tasks(ex, [(kind, program, inputs[:n_inputs] if kind == "induction" else ["'abc'"], "")
                            for kind in KINDS])
-    assert all(task for task, _ in made), f"the identity program failed: {made}"
     return {task.kind: deque([task], size) for task, _ in made}
 
 
