@@ -870,9 +870,10 @@ def checkpoint(out, model, base, optimizers, game, step, minutes):
 def restore(cfg, path, model, base, optimizers):
     """(Game, step, minutes) from a checkpoint of a run that began from this base."""
     data = load(path, ("base", "model", "optimizers", "game", "step", "minutes"))
-    if data["base"].keys() != base.keys() or not all(torch.equal(data["base"][k], v) for k, v in base.items()):
-        fail(f"{path} began from another start network: its file in bases/ is gone, or settings or code that make "
-             "it have changed; start again with another --out")
+    same = data["base"].keys() == base.keys() and all(torch.equal(data["base"][k], v) for k, v in base.items())
+    if not same or len(data["optimizers"]) != len(optimizers):
+        fail(f"{path} began from another start network or with another optimizer: settings or code have changed, or "
+             "its file in bases/ is gone; start again with another --out")
     model.load_state_dict(data["model"])
     for o, state in zip(optimizers, data["optimizers"]):
         o.load_state_dict({**o.state_dict(), "state": state["state"]})  # rates: config.json's, which may be edited
