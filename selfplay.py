@@ -526,7 +526,7 @@ def wrong_candidates(rng, kind, d, large=False, banned=frozenset()):
     return found
 
 
-def search(failed, right, budget, rng, patience):
+def shown_search(failed, right, budget, rng, patience):
     """(parts for `demo`, whether it gave up) of a demonstrated search: wrong tries, then the right one, each a list
     of parts.
 
@@ -601,8 +601,9 @@ def solver_demo(rng, kind, d, failed, cfg):
     elif kind == "deduction":
         thought = [think_trace(steps)]
     else:
-        thought, given_up = search([one_try(kind, arg, trace, False) for _, arg, trace in failed],
-                                   one_try(kind, d.inputs[0], steps, True), int(0.7 * cfg.max_new), rng, cfg.patience)
+        tries = [one_try(kind, arg, trace, False) for _, arg, trace in failed]
+        thought, given_up = shown_search(tries, one_try(kind, d.inputs[0], steps, True), int(0.7 * cfg.max_new), rng,
+                                         cfg.patience)
         if given_up:                                     # it answers with its last candidate, which is not imitated
             program, arg, _ = failed[thought.count(TRY) - 1]   # the last one shown
             last = (arg if kind == "abduction" else program, 0)

@@ -215,7 +215,7 @@ def clashes(row, preset, args):
 
 def truth(text):
     """A flag's text as a bool; argparse's own, bool(text), takes any text for true."""
-    return bool(("false", "true").index(text.lower()))
+    return ("false", "0", "true", "1").index(text.lower()) > 1
 
 
 @functools.cache
@@ -223,7 +223,7 @@ def comments():
     """{field: its comment} of Config's block: the --help. Read from this file, so that it stands once."""
     found = {}
     for line in inspect.getsource(Config).splitlines()[2:]:
-        code, _, words = line.partition("#")
+        code, _, words = line.replace("%", "%%").partition("#")     # argparse takes a lone % for a format
         if code.strip():
             name = code.partition(":")[0].strip()
             found[name] = words
@@ -478,8 +478,8 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
         measured = evaluation.measure(model, ex, suite, people, cfg.max_new, cfg.samples, cfg.dtype)
         if not os.path.exists(path):                  # another run may have made it meanwhile: then that is the base
             save(path, {"version": VERSION, "model": model.state_dict(), "measured": measured, "minutes": minutes})
-        if os.path.exists(part):
-            os.remove(part)
+    if os.path.exists(part):                          # of an interrupted warm-up, of this run or of one that came first
+        os.remove(part)
     data = load(path, ("model", "measured", "minutes"))
     model.load_state_dict(data["model"])
     print(f"base network: {path} ({data['minutes']:.1f} minutes to make)")
@@ -586,7 +586,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
         else:
             references = selfplay.sample(game.buffers[kind], cfg.references, rng)
         while len(prompt := selfplay.propose_prompt(kind, references)) > cfg.block_size - PROPOSAL:
-            references = references[:-1]             # room for the reply; a lone task always leaves it (make_tasks)
+            references = references[:-1]             # room for the reply; a lone task of usual length leaves it
         asked.append((kind, references, prompt))
     replies, logps = generate(model, [prompt for *_, prompt in asked], PROPOSAL, seed=sample_seed(cfg, step, 0),
                               dtype=cfg.dtype)
@@ -776,7 +776,7 @@ def append(out, name, text):
         f.write(text)
 
 
-def measures(cfg, ex, proposals, solves, used, adv, stats):
+def step_figures(cfg, ex, proposals, solves, used, adv, stats):
     """Everything one step says about itself, over valid proposals only where it is about tasks. Keys as in README."""
     kinds, row = cfg.kinds.split(","), {}
     proposed, solved = ({k: [r for r in rs if r.kind == k] for k in kinds} for rs in (proposals, solves))
@@ -893,9 +893,9 @@ def seeded(cfg, model, ex, banned):
     holds seed_tasks tasks or more (50 rounds at the most). Nothing is learnt."""
     game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
     wanted = 0 if cfg.proposer == "fixed" else min(cfg.seed_tasks, cfg.buffer_size)
-    for s in range(1, 51):
+    for s in range(1, 52):
         fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
-        if fewest >= wanted:
+        if fewest >= wanted or s == 51:
             break
         rng = random.Random(f"{cfg.seed}/seed/{s}")
         for r in propose(cfg, model, ex, game, banned, -s, rng, cfg.tasks):
@@ -971,7 +971,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         t2 = time.time()
 
         # 6) record
-        row = {"phase": "selfplay", "step": step, **measures(cfg, ex, proposals, solves, used, adv, stats),
+        row = {"phase": "selfplay", "step": step, **step_figures(cfg, ex, proposals, solves, used, adv, stats),
                "rollouts": game.rollouts, "held_out": game.held_out, "minutes": spent + (t2 - start) / 60,
                "seconds": {"sample": t1 - t0 - executing, "execute": executing, "learn": t2 - t1},
                "tokens_per_s": (sum(len(r.reply) for r in solves + priced + proposals) + stats["read"]) / (t2 - t0),
