@@ -950,7 +950,7 @@ class TestTrain(unittest.TestCase):
                      (["--adam_eps", "1e-50"], "from 1e-30"), (["--zero_reward", "nan"], "a number from -"),
                      (["--out", ""], "name of a folder"), (["--resume", ""], "name of a folder"),
                      (["--seeds", "0"], "at least 1"), (["--resume", "x", "--seeds", "2"], "no other flag"),
-                     (["--large", "maybe"], "invalid truth value"), (["--out", "/proc/x/y"], "give another --out"),
+                     (["--large", "maybe"], "invalid true_or_false value"), (["--out", "/proc/x/y"], "give another --out"),
                      (["--n_inputs", "2"], "from 3 to 10"), (["--steps", "0"], "from 1 to"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
                      (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}", "--lr=1"], "no other flag")]
@@ -1529,7 +1529,7 @@ class ExecutorTest(unittest.TestCase):
         self.assertEqual(dict(zip(cases, self.ex.complexity(list(cases)))), cases)
 
     def test_input_injection(self):
-        """An input cannot close the call or bind names; one that is no literal does what Python does, in its own run."""
+        """An input cannot close the call or bind names; one that is no literal does what Python does, in its run."""
         program = "import math\nstate = [1]\ndef g(): return 1\ndef f(*x, **k): return state, g(), math.sqrt(4), len(x)"
         bad = ["1) or (2", "1)(2", "1), f(2", "1) if 1 else (2", "1)\nimport os\n(1", "1; 2", ") + f(", "1) #",
                "g := lambda: 5", "x=1, x=2",

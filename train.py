@@ -213,7 +213,7 @@ def clashes(row, preset, args):
     return [k for k in row if row[k] and k in PRESETS[preset] and getattr(args, k) is None]     # off is off anywhere
 
 
-def truth(text):
+def true_or_false(text):
     """A flag's text as a bool; argparse's own, bool(text), takes any text for true."""
     return ("false", "0", "true", "1").index(text.lower()) > 1
 
@@ -245,8 +245,8 @@ def parse(argv):
     ap.add_argument("--seeds", metavar="N", type=int, help="a grid, in runs/grid: the rows asked for with so many "
                     "seeds, --seed the first")
     for f in fields(Config):
-        ap.add_argument("--" + f.name, metavar=str(f.default), help=comments()[f.name],
-                        **({"nargs": "?", "const": True, "type": truth} if f.type is bool else {"type": f.type}))
+        how = {"nargs": "?", "const": True, "type": true_or_false} if f.type is bool else {"type": f.type}
+        ap.add_argument("--" + f.name, metavar=str(f.default), help=comments()[f.name], **how)
     args, unknown = ap.parse_known_args(argv)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0].lstrip("-"), vars(args), 1)
