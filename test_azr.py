@@ -950,7 +950,7 @@ class TestTrain(unittest.TestCase):
                      (["--adam_eps", "1e-50"], "from 1e-30"), (["--zero_reward", "nan"], "a number from -"),
                      (["--out", ""], "name of a folder"), (["--resume", ""], "name of a folder"),
                      (["--seeds", "0"], "at least 1"), (["--resume", "x", "--seeds", "2"], "no other flag"),
-                     (["--large", "maybe"], "invalid true_or_false value"), (["--out", "/proc/x/y"], "give another --out"),
+                     (["--large", "maybe"], "true_or_false"), (["--out", "/proc/x/y"], "give another --out"),
                      (["--n_inputs", "2"], "from 3 to 10"), (["--steps", "0"], "from 1 to"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
                      (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}", "--lr=1"], "no other flag")]
