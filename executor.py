@@ -54,6 +54,7 @@ import marshal
 import mmap
 import opcode
 import os
+import re
 import resource
 import signal
 import struct
@@ -169,14 +170,14 @@ FORBIDDEN = set("""__subclasses__ __bases__ __base__ __mro__ mro __globals__ __b
     __closure__ __self__ __traceback__ __import__ __getattribute__ __reduce__ __reduce_ex__ tb_frame tb_next gi_frame
     gi_code gi_yieldfrom cr_frame cr_code ag_frame ag_code f_back f_globals f_locals f_builtins f_code
     _evaluate""".split())
-# What could reach a neighbour in the batch (classes, attributes of shared objects, modules that keep caches or set
-# attributes for the asking) gets a child of its own:
-OWN_CHILD = set("type object super getattr setattr delattr vars locals register obj".split())
-OWN_CHILD_MODULES = set(MODULES) - {"math", "cmath", "itertools", "collections", "heapq", "bisect"}
+# What could reach a neighbour in the batch (classes, attributes of shared objects) gets a child of its own:
+OWN_CHILD = set("""type object super getattr setattr delattr vars locals register attrgetter methodcaller wraps abc enum
+    update_wrapper total_ordering cached_property singledispatchmethod final no_type_check no_type_check_decorator
+    runtime_checkable override overload dataclass_transform dataclasses evaluate obj Annotated RegexFlag""".split())
 op = opcode.opmap.get
 OWN_CHILD_OPS = {op("LOAD_BUILD_CLASS"), op("STORE_ATTR"), op("DELETE_ATTR"), op("MATCH_CLASS")}
 SET_OPS = {op("BUILD_SET"), op("SET_ADD"), op("SET_UPDATE")}
-SET_NAMES = set("set frozenset hash keys items".split())     # views, too, make sets with & | ^ -
+SET_NAMES = set("set frozenset hash keys items KeysView ItemsView get_origin".split())   # views make sets with & | ^ -
 
 
 def gate(*stack):
@@ -191,8 +192,7 @@ def gate(*stack):
     patterns = [c for c in constants if type(c) is tuple] if op("MATCH_CLASS") in ops else []     # have names
     if FORBIDDEN & names.union(*patterns):
         return "forbidden", False
-    if ops & OWN_CHILD_OPS or names & OWN_CHILD or any(n.startswith("_") for n in names) \
-            or op("IMPORT_NAME") in ops and names & OWN_CHILD_MODULES:
+    if ops & OWN_CHILD_OPS or names & OWN_CHILD or any(n.startswith("_") for n in names):
         return "own", True                             # what has classes has addresses
     sets = ops & SET_OPS or names & SET_NAMES or frozenset in map(type, constants)     # `in {1, 2}` holds a frozenset
     return "batch", bool(sets)
@@ -204,14 +204,16 @@ def refuse(*args, **kwargs):
 
 def allowed_builtins():
     """The builtins a program sees. Its imports are copies of an allow-list's public names: the real modules hold `sys`
-    (re, typing, enum do) and what they use themselves (functools.RLock), and would keep what a program sets on them."""
+    (re, typing, enum do), tables (copy.dispatch_table) and what they use themselves (typing.ABCMeta, functools.RLock),
+    and would keep what a program sets on them."""
     modules = {}
     for name in MODULES:
         real, modules[name] = importlib.import_module(name), types.ModuleType(name)
         public = set(getattr(real, "__all__", vars(real))) - HIDDEN
         vars(modules[name]).update({k: v for k, v in vars(real).items() if k in public and k[0] != "_"
-                                    and not isinstance(v, types.ModuleType)})
+                                    and not isinstance(v, (types.ModuleType, dict, list, set))})
     modules["collections"].abc = modules["collections.abc"]
+    modules["copy"].deepcopy.__defaults__ = None, object()     # was a list, which a class of the program's could get at
     attrgetter, methodcaller = modules["operator"].attrgetter, modules["operator"].methodcaller
 
     def checked(name):
@@ -241,6 +243,10 @@ def complexity(program):
     nodes = list(ast.walk(ast.parse(program)))
     return len(nodes), 1 + sum(len(n.values) - 1 if type(n) is ast.BoolOp else len(n.ifs) + 1
                                if type(n) is ast.comprehension else isinstance(n, DECISIONS) for n in nodes)
+
+
+# empties the caches that would keep one program's objects, or show them to the next
+FORGET = [re.purge, *typing._cleanups]
 
 
 def line(error, value="", key="", sets=False):
@@ -278,6 +284,8 @@ def judge(program, args, space, own):
         return line(error)
     finally:
         space.clear()               # f holds its globals, which hold f, and the collector is off
+        for forget in FORGET:
+            forget()
 
 
 def child(jobs, own, area, space, timeout, raise_wall):
