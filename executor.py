@@ -35,7 +35,7 @@ takes over its child can state any value of its own f. Any program can read the 
 follows frames), which hold no answers. A result that depends on the recursion or memory limit is accepted. So is, now
 and then, one that depends on a few low bits of an address or a hash, on the order of addresses (always, where the
 kernel does not randomise them), or on the order of a set of two words (one time in eight); and always one on that of a
-set of None or built-in types, which is this Python's. Memory is up to 2 x workers x memory_mb in all. Without seccomp
+set of None, built-in types or functions, which is this Python's. Memory is up to 2 x workers x memory_mb in all. Without seccomp
 it refuses; with unsafe=True a program that takes over its child can hold the trainer up for ever.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
@@ -72,9 +72,9 @@ if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that on
     from concurrent.futures import ThreadPoolExecutor
     from timeit import timeit
 
-CHARS = 8192           # longer programs with their inputs are "syntax", longer outputs are "output", never cut
+CHARS = 8192           # longer programs, and inputs of twice that, are "syntax"; longer outputs "output", never cut
 DEPTH = 60             # nesting of an output; also what ends a cyclic one
-AREA = 1 << 20         # bytes of shared memory for the records of a batch; when full, the rest goes to another child
+AREA = 1 << 18         # bytes of shared memory for the records of a batch; when full, the rest goes to another child
 BATCH = 128            # programs a child at the most
 # PYTHONHASHSEED of the zygotes, fixed so that a run can be repeated: of pairs of lower-case letters 98 % come in both
 # orders (for these the four were searched, Python 3.11), of pairs of words 85 to 90 %, as with any four
@@ -111,11 +111,11 @@ def plain(x, sort, count, depth=0):
     if x is None or kind in (bool, float, complex) or kind in (str, bytes) and len(x) < CHARS \
             or kind is int and x.bit_length() <= 14000:     # 4,200 digits: Python refuses to print more than 4,300
         return repr(x)
+    if kind not in (list, tuple, dict, set, frozenset) or 3 * len(x) > CHARS:     # an item is "1, " or longer
+        raise NotPlain
     if kind is dict:
         items = [plain(k, sort, count, depth + 1) + ": " + plain(v, sort, count, depth + 1) for k, v in x.items()]
         return "{" + ", ".join(sorted(items) if sort else items) + "}"
-    if kind not in (list, tuple, set, frozenset):
-        raise NotPlain
     items = [plain(v, sort, count, depth + 1) for v in x]
     if kind is list:
         return "[" + ", ".join(items) + "]"
@@ -141,7 +141,7 @@ class AsConstants(ast.NodeTransformer):
     """Makes constants of what repr writes and ast.literal_eval does not read: inf, nan, frozenset({1}) and so on."""
 
     def visit_Name(self, node):
-        return ast.Constant(NUMBERS[node.id]) if node.id in NUMBERS else node
+        return ast.Constant(NUMBERS[node.id] + 0) if node.id in NUMBERS else node     # each nan is one of its own
 
     def visit_Call(self, node):
         if type(node.func) is not ast.Name or node.func.id not in MAKERS or node.keywords:
@@ -274,7 +274,8 @@ def judge(program, args, space, own):
         exec(codes[0], space)
         if not callable(space.get("f")):
             return line("no_f")
-        return line("", *texts(eval(codes[1], space, {**NUMBERS, **space})), sets)     # inf, nan: as repr writes them
+        names = {k: v for k, v in NUMBERS.items() if k not in space}     # inf, nan: as repr writes them
+        return line("", *texts(eval(codes[1], space, names)), sets)
     except BaseException as e:
         error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
         if error == "memory" and not own:      # in a batch a neighbour's leftovers may be to blame
@@ -432,6 +433,9 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     # Objects that stay, as many of each size as the hash seed says: addresses then differ below a page too
     kept = [bytes(size) for size in range(0, 480, 16) for _ in range(hash(str(size)) % 64)]
     kept += [types.FunctionType(zygote.__code__, {}) for _ in range(hash("f") % 64)]
+    kept += [object() for _ in range(hash("object") % 64)]
+    kept += [float(i) for i in range(200 + hash("float") % 64)]     # 200: those that lie ready from before
+    NUMBERS.update({name: x + 0 for name, x in NUMBERS.items()})    # nan's hash is its address
 
     # Once a second: is the trainer there? PDEATHSIG fires when the *thread* that started us ends, so it is of use only
     # to our own children, which die with us by it
@@ -505,7 +509,7 @@ class Executor(contextlib.AbstractContextManager):
 
     def equal(self, pairs):
         """Are two values ==, as the paper compares? So are 1, 1.0 and True, and a set and a frozenset."""
-        results = self.run([("def f(a, b): return a == b", f"{a}, {b}") for a, b in pairs], False)
+        results = self.run([("def f(a, b): return a == b", f"[{a}\n], [{b}\n]") for a, b in pairs], False)
         return [a == b or r.value == "True" for (a, b), r in zip(pairs, results)]
 
     def complexity(self, programs):
@@ -575,8 +579,12 @@ class Executor(contextlib.AbstractContextManager):
                 if not self.zygotes:
                     raise RuntimeError("executor: closed while programs were running")
                 bury(z)
-                self.zygotes[i], _ = self.start(i)     # if that died too, whoever asks it next will find out
-                self.replaced += 1
+                z, _ = self.start(i)     # if that died too, whoever asks it next will find out
+                if self.zygotes:
+                    self.zygotes[i] = z
+                    self.replaced += 1
+                else:                    # close() was called meanwhile
+                    bury(z)
             finally:
                 with self.changed:
                     self.free.add(i)
@@ -593,7 +601,7 @@ def too_long(program, args, check):
     """-> the Result of a job that is not worth a parser's time."""
     if {type(program), type(args)} - {str, type(None)}:     # a str of numpy's, say, is none to the zygote
         raise TypeError(f"executor: a job is two str, not {type(program).__name__} and {type(args).__name__}")
-    return Result(False, error="syntax") if len(program or "") + len(args or "") > CHARS else None
+    return Result(False, error="syntax") if len(program or "") > CHARS or len(args or "") > 2 * CHARS + 8 else None
 
 
 def read_line(text):
@@ -601,7 +609,7 @@ def read_line(text):
     if text.count(b"\t") != 3:
         return Result(False, error="crash")
     error, value, key, _ = text.decode("utf-8", "replace").split("\t")
-    if error or len(value) > CHARS:
+    if error or max(len(value), len(key)) > CHARS:
         return Result(False, error=error if error.isidentifier() and len(error) < 64 else "crash")
     return Result(True, value, key or value)
 

@@ -1463,11 +1463,15 @@ class ExecutorTest(unittest.TestCase):
         self.errors([body("return 'a' * 10 ** 7"), body("return list(range(10 ** 5))"), body("return 10 ** 5000"),
                      body("return 1 << 10 ** 8"), body("return b'a' * 10 ** 7"),
                      body("return {i: i for i in range(10 ** 5)}"),
-                     body("return ['a' * 5000] * 10 ** 6")], allowed=["output"])
+                     body("return ['a' * 5000] * 10 ** 6"), body("return ['a' * 8000] * 8000")], allowed=["output"])
         [huge] = self.ex.run([(body("return [1e308] * 1000"), "")])
         self.assertEqual(huge.value.count("e+308"), 1000)
         self.assertEqual(self.ex.equal([(huge.value, huge.value), (huge.value[:3600] + "]", huge.value)]),
                          [True, False])
+        there = repr({i: 0 for i in range(700)})              # two outputs of any length can be compared
+        back = repr({i: 0.0 for i in reversed(range(700))})
+        self.assertEqual(self.ex.equal([(there, back), (there, back.replace("699", "700"))]), [True, False])
+        self.assertEqual(self.ex.equal([("1, 1 #", "42"), ("*[1, 1]", ""), ("1], [1", "1")]), [False] * 3)   # one each
 
     def test_keys_are_type_strict_and_loose_is_python_equality(self):
         """Equal keys mean equal values of equal types; equal() means ==; neither depends on set or dict order."""
@@ -1493,6 +1497,7 @@ class ExecutorTest(unittest.TestCase):
         self.assertEqual(self.ex.literals([long])[0].key, long)
         nan = self.ex.literals(["nan", "[nan]"])
         self.assertEqual([r.key for r in nan], ["nan", "[nan]"])
+        self.assertEqual(self.ex.literals(["{nan, nan}"])[0].key, "{nan, nan}")
 
     def test_values_can_be_read_back(self):
         """The value of any ok result is a literal with the same key: a task's gold output can be an answer."""
@@ -1556,6 +1561,8 @@ class ExecutorTest(unittest.TestCase):
              "        case P(0):\n            return 'origin'", "P(0)"): "'origin'",
             ("EMPTY = object()\ndef f(x):\n    return x[0] is EMPTY", "[EMPTY]"): "True",
             ("def f(g):\n    return g(2)", "lambda x: x + 1"): "3",
+            ("x = 0\ndef g():\n    global x\n    x += 1\n    return x\ndef f(*a):\n    return a", "g(), x"): "(1, 1)",
+            ("inf = 5\ndef f(*a):\n    return a", "inf, -infj"): "(5, -infj)",
             ("state = []\nclass A:\n    pass\ndef f(x):\n    return state", "state.append(1)"): "[1]"})
 
     def test_mutation_cannot_leak(self):
@@ -2103,6 +2110,23 @@ class LifeTest(unittest.TestCase):
         [t.join(20) for t in threads]
         self.assertFalse(any(t.is_alive() for t in threads))
         self.assertLessEqual(set(ends), {"done", "RuntimeError"})
+
+    def test_closed_while_a_worker_is_replaced(self):
+        """close() while a dead zygote's successor starts: run() says so, and the successor ends too."""
+        ex = Executor(workers=1)
+        real, new = ex.start, []
+
+        def start(i):
+            new.append(real(i))
+            closer = threading.Thread(target=ex.close)          # it waits for the lane that this runs in
+            closer.start()
+            while ex.zygotes:
+                time.sleep(0.001)
+            return new[-1]
+        ex.zygotes[0].kill()
+        with unittest.mock.patch.object(ex, "start", start), self.assertRaisesRegex(RuntimeError, "closed"):
+            ex.run([("def f(): return 5", "")])
+        self.assertIsNotNone(new[0][0].poll())
 
     def test_refuses_without_a_wall(self):
         """Where the kernel refuses seccomp it says so and names the flag; with that it runs and warns, alone too."""
