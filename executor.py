@@ -35,8 +35,8 @@ takes over its child can state any value of its own f. Any program can read the 
 follows frames), which hold no answers. A result that depends on the recursion or memory limit is accepted. So is, now
 and then, one that depends on a few low bits of an address or a hash, on the order of addresses (always, where the
 kernel does not randomise them), or on the order of a set of two words (one time in eight); and always one on that of a
-set of None, built-in types or functions, which is this Python's. Memory is up to 2 x workers x memory_mb in all. Without seccomp
-it refuses; with unsafe=True a program that takes over its child can hold the trainer up for ever.
+set of None, built-in types or functions, which is this Python's. Memory is up to 2 x workers x memory_mb in all.
+Without seccomp it refuses; with unsafe=True a program that takes over its child can hold the trainer up for ever.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
