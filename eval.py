@@ -1165,7 +1165,7 @@ def bench_ladders(model, cfg, prompts):
     many, apart = GPT(replace(model.config, n_kv_head=cfg.n_head)), [p for p in prompts for _ in range(8)]
     naive = seconds(lambda: generate_naive(model, prompts[:4], STEPS, stop=-1), 1, cores)
     sampling = [("sampling: no cache, a row at a time", 4 * STEPS / naive)]
-    traced, plain = network._trace, lambda net, dtype, longest, heat: network._Step(net, None, longest, heat)
+    traced, plain = network._trace, lambda net, dtype, heat: network._Step(net, heat)
     for name, net, asked, tries, dtype, n, step in (
             ("+ a cache, 384 rows a step", many, apart, 1, "float32", 1, plain),
             ("+ tries of a task share its prompt", many, prompts, 8, "float32", 1, plain),

@@ -32,7 +32,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import SimpleNamespace
 
 import tiktoken
@@ -443,7 +443,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
             return where, *_decode(model, [prompts[i] for i in chunk], max_new_tokens, temperature, tries, u[where],
                                    stop, rows, step)
 
-    step = None if cuda else _trace(model, dtype, max_new_tokens, temperature)
+    step = None if cuda else _trace(model, dtype, temperature)
     tokens, logps = [None] * len(u), [None] * len(u)
     for where, ids, lps in threaded(work, chunks, threads):      # ids, lps (rows, steps) on the CPU
         ended = ids.eq(stop)
@@ -497,27 +497,34 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
     log-probs (N, max_new), N = len(prompts) * tries, on the CPU; behind a row's `stop` stands anything.
 
     step: the traced one (CPU); then the cache grows when a reply needs it, and places are dropped once no row waits for
-    them. None (CUDA): static, shapes and addresses never change, so that a step can be one captured graph: a tiny model
-    is launch-bound, and a replay is one launch."""
+    them. None (CUDA): static, addresses never change, so that a step can be one captured graph: a tiny model is
+    launch-bound, and a replay is one launch. What grows is then a window on the cache, with a graph for each width."""
     device = next(model.parameters()).device
     prefix, lens, first = _prefill(model, prompts)
     last = torch.tensor([p[-1] for p in prompts], device=device)
-    N, P, c = len(prompts) * tries, prefix.shape[4], model.config
+    N, c = len(prompts) * tries, model.config
     ids, lps, u = torch.full((N, max_new), PAD), torch.zeros(N, max_new), u.to(device)
     static = step is None
     if static:
-        room = vars(model).setdefault("rooms", {})                # {places: a cache and its graphs}, for all calls
-        z = room[places] = room.get(places) or _places(c, places, c.block_size, c.block_size, prefix.dtype, device)
-        z.lens.fill_(1)                                           # of an earlier call: with this call's longer replies
-        z.t.fill_(1)                                              # idle places would run past the cache
+        rooms, graphs = (vars(model).setdefault(name, {}) for name in ("rooms", "graphs"))        # for all calls
+        room = rooms[places] = rooms.get(places) or _places(c, places, c.block_size, c.block_size, prefix.dtype, device)
+        room.lens.fill_(1)                                        # of an earlier call: with this call's longer replies
+        room.t.fill_(1)                                           # idle places would run past the cache
+        z = SimpleNamespace(**vars(room))
+        z.cache, z.ids, z.lps, z.u = room.cache[..., :0, :], *(x[:, :max_new + 1] for x in (room.ids, room.lps, room.u))
     else:
         z = _places(c, min(places, N), 0, max_new, prefix.dtype, device)
     row, waiting = torch.full((len(z.t),), -1), 0                 # place -> row of ids (-1: free); next row to start
+
+    def widen(columns):
+        more = -(-columns // 16) * 16 - z.cache.shape[4]
+        if more > 0:                         # on a CPU no window: a product over a part of the cache would copy it
+            z.cache = room.cache[..., :-(-columns // 64) * 64, :] if static else F.pad(z.cache, (0, 0, 0, more))
     while True:
         # 1) Who has ended hands in its reply and frees its place
-        over = ((z.ids[:, :max_new] == stop).any(1) | (z.t >= max_new)).cpu() & (row >= 0)   # on CUDA a sync point
+        over = ((z.ids[:, :-1] == stop).any(1) | (z.t >= max_new)).cpu() & (row >= 0)   # on CUDA a sync point
         place = over.nonzero()[:, 0]
-        ids[row[place]], lps[row[place]] = z.ids[place, :max_new].cpu(), z.lps[place, :max_new].cpu()
+        ids[row[place]], lps[row[place]] = z.ids[place, :-1].cpu(), z.lps[place, :-1].cpu()
         row[place], z.t[place.to(device)] = -1, 1                 # or an idle place would soon make the cache grow
         # 2) Free places go to waiting rows: the prompt's cache goes there, the first token is drawn from its logits
         free = (row < 0).nonzero()[:, 0]
@@ -527,133 +534,113 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
             place = free[:len(new)]
             row[place] = new
             place, new, task = (x.to(device) for x in (place, new, new // tries))
-            if not static:
-                P = int(lens[task].max())                         # prompts come in order of their length
-                _widen(z, P)
+            P = int(lens[task].max())                             # prompts come in order of their length
+            widen(P)
             for cache, one in zip(z.cache, prefix):               # a layer at a time: all at once would take 2 GB more
                 cache[:, place, :, :P] = one[:, task, :, :P]
             token, logp = pick(first[task], u[new, 0], temperature)
             z.token[place], z.before[place], z.lens[place], z.t[place] = token, last[task], lens[task], 1
             z.ids[place], z.lps[place, 0] = PAD, logp
-            z.ids[place, 0], z.u[place, :max_new] = token, u[new]
+            z.ids[place, 0], z.u[place, :-1] = token, u[new]
         elif len(free) == len(row):                               # nobody waits, nobody is busy
             return ids, lps
         elif not static and len(free) > max(15, 0.15 * len(row)):
             keep = -(-(len(row) - len(free)) // 16) * 16          # of few sizes: oneDNN compiles products for each
             stay = (row < 0).int().argsort(stable=True)[:keep]    # the busy places first
-            row, z.cache = row[stay], z.cache[:, :, stay]
-            for name in STATE[1:]:
-                setattr(z, name, getattr(z, name)[stay])
+            row = row[stay]
+            for name, x in vars(z).items():
+                setattr(z, name, x.index_select(2 if name == "cache" else 0, stay))
         # 3) Some steps before the next look, for looking, refilling and dropping cost time
         ahead = 8 if static else 4 if len(row) > 32 else 1
+        widen(int((z.lens + z.t).max()) + ahead)
         if static:
-            busy = (row >= 0).to(device)
-            S = min(c.block_size, -(-int(((z.lens + z.t) * busy).max() + ahead) // 64) * 64)
-            if (S, max_new, temperature) not in z.graphs:
-                z.graphs[S, max_new, temperature] = _capture(
-                    partial(_Step(model, S, max_new, temperature), *state(z)), z)
-            step, tensors = z.graphs[S, max_new, temperature], ()
-        else:
-            _widen(z, int((z.lens + z.t).max()) + ahead)
-            tensors = state(z)
+            key = places, z.cache.shape[4], max_new, temperature
+            step = graphs[key] = graphs.get(key) or _capture(_Step(model, temperature), z)
         for _ in range(ahead):
-            step(*tensors)
-
-
-STATE = ("cache", "token", "before", "lens", "t", "ids", "lps", "u")  # of R places, each a row that is being decoded
-
-
-def state(z):
-    return [getattr(z, name) for name in STATE]
+            step(*vars(z).values())
 
 
 def _places(c, R, columns, longest, dtype, device):
-    """R idle places."""
-    def zeros(*shape, of=torch.long):
-        return torch.zeros(*shape, dtype=of, device=device)
+    """R idle places, each for a row that is being decoded: what a _Step takes, in its order."""
+    token, before, lens, t = torch.ones(4, R, dtype=torch.long, device=device)
+    lps, u = torch.zeros(2, R, longest + 1, device=device)
     return SimpleNamespace(
-        cache=zeros(c.n_layer, 2, R, c.n_kv_head, columns, c.head_dim, of=dtype), graphs={}, pool=None,
-        token=zeros(R), before=zeros(R), lens=zeros(R) + 1,       # the last two tokens, and the prompt's length
-        t=zeros(R) + 1, ids=zeros(R, longest + 1),                # t tokens of the reply so far, which are these,
-        lps=zeros(R, longest + 1, of=torch.float), u=zeros(R, longest, of=torch.float))
-
-
-def _widen(z, columns):
-    """A cache that grows with the replies: a product over a part of it would copy that part."""
-    if z.cache.shape[4] < columns:
-        z.cache = F.pad(z.cache, (0, 0, 0, -(-columns // 16) * 16 - z.cache.shape[4]))
+        cache=torch.zeros(c.n_layer, 2, R, c.n_kv_head, columns, c.head_dim, dtype=dtype, device=device),
+        token=token, before=before, lens=lens,                    # the last two tokens, and the prompt's length
+        t=t, ids=torch.zeros_like(lps, dtype=torch.long),         # t tokens of the reply so far, which are these,
+        lps=lps, u=u)                                             # with their log-probs; a uniform for each
 
 
 class _Step(nn.Module):
     """One token more in every place, in place: the last one, which followed `before`, is written to the next column of
-    its row's cache and attends to the columns up to it, then the next is picked. S: columns in use by any row, at least
-    max(lens + t); None for all. A row that is over runs on until its place is taken; beyond max_new its tokens fall
-    into a column that is not read. Two things are for the trace (_trace): sizes are read from `shape`, never by len(),
-    so that it holds for any; and this is a module, so that it reads the weights at each call: a function's trace has
-    them as constants, and what follows from them alone, such as exp(sharpness), computed once."""
+    its row's cache and attends to the columns up to it, then the next is picked. A row that is over runs on until its
+    place is taken; its tokens beyond the longest reply fall into a column that is not read. Two things are for the
+    trace (_trace): sizes are read from `shape`, never by len(), so that it holds for any; and this is a module, so that
+    it reads the weights at each call: a function's trace has them as constants, and what follows from them alone, such
+    as exp(sharpness), computed once."""
 
-    def __init__(self, model, S, max_new, temperature):
+    def __init__(self, model, temperature):
         super().__init__()
-        self.model, self.S, self.max_new, self.temperature = model, S, max_new, temperature
+        self.model, self.temperature = model, temperature
 
     def forward(self, cache, token, before, lens, t, ids, lps, u):
-        model, S, position = self.model, self.S, lens + t - 1                  # position (R,): a row's own
-        row, columns = torch.arange(token.shape[0], device=token.device), S or cache.shape[4]
-        hidden = torch.arange(columns, device=token.device) > position[:, None]
+        model, position = self.model, lens + t - 1                             # position (R,): a row's own
+        row = torch.arange(token.shape[0], device=token.device)
+        hidden = torch.arange(cache.shape[4], device=token.device) > position[:, None]
         bias = torch.zeros(hidden.shape, device=token.device).masked_fill_(hidden, -math.inf)[:, None, None, None]
         x = (model.embed(token) + model.smear * model.embed(before))[:, None]
         turn = model.turn[position][:, None]                                   # (R, 1, 1, hd/2)
         for block, (k_cache, v_cache) in zip(model.blocks, cache):             # (n_layer, 2, R, KV, columns, hd)
             q, k, v = block.heads(x, turn)
             k_cache[row, :, position], v_cache[row, :, position] = k[:, :, 0], v[:, :, 0]
-            x = block.finish(x, block.attend(q, k_cache[:, :, :S], v_cache[:, :, :S], bias))
-        uniform = u.gather(1, t.clamp(max=self.max_new - 1)[:, None])[:, 0]
+            x = block.finish(x, block.attend(q, k_cache, v_cache, bias))
+        uniform = u.gather(1, t[:, None])[:, 0]
         new, logp = pick(model.logits(x)[:, 0], uniform, self.temperature)
         before.copy_(token)
         token.copy_(new)
         ids.scatter_(1, t[:, None], new[:, None])
         lps.scatter_(1, t[:, None], logp[:, None])
-        t.add_(1).clamp_(max=self.max_new)
+        t.add_(1).clamp_(max=ids.shape[1] - 1)
         return token                                              # a trace has to return something
 
 
-def _trace(model, dtype, max_new, temperature):
+def _trace(model, dtype, temperature):
     """The CPU's counterpart of a captured graph: a step as a list of operations that torch runs by itself. Python
     between some 400 small ones costs a third of a step, and as much again on two threads, which wait for each other
     (the interpreter lock). Tried against the plain step on places of other sizes; if they differ, or this torch cannot
     trace (TorchScript is no longer developed), the plain one is returned and the reason printed."""
     def places(R, columns):
-        z, draw = _places(model.config, R, columns, max_new, getattr(torch, dtype), "cpu"), torch.Generator()
+        z, draw = _places(model.config, R, columns, columns, getattr(torch, dtype), "cpu"), torch.Generator()
         z.cache.normal_(generator=draw)
-        z.token.random_(VOCAB_SIZE, generator=draw)
+        z.token.random_(model.config.vocab_size, generator=draw)
         z.lens.random_(1, 3, generator=draw)
         z.u.uniform_(generator=draw)
-        return z
+        return tuple(vars(z).values())
     steps = vars(model).setdefault("steps", {})                   # of this network: they go when it goes
-    if (max_new, temperature) not in steps:
-        step = _Step(model, None, max_new, temperature)
+    if temperature not in steps:
+        step = _Step(model, temperature)
         try:
             with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16, dtype == "bfloat16"):
                 warnings.simplefilter("ignore")                   # TorchScript is deprecated; sizes may be constants
-                traced = torch.jit.trace(step, state(places(2, 16)), check_trace=False)
+                traced = torch.jit.trace(step, places(2, 16), check_trace=False)
                 mine, other = places(3, 24), places(3, 24)
                 for _ in range(4):                                # it is optimized in its second run
-                    step(*state(mine)), traced(*state(other))
-            if not all(map(torch.equal, state(mine), state(other))):
+                    step(*mine), traced(*other)
+            if not all(map(torch.equal, mine, other)):
                 raise RuntimeError("a traced step differs from a plain one")
-            steps[max_new, temperature] = traced
+            steps[temperature] = traced
         except Exception as error:  # slower is better than not at all
             print(f"decode step not traced, so slower: {type(error).__name__}: {error}", flush=True)
-            steps[max_new, temperature] = step
-    return steps[max_new, temperature]
+            steps[temperature] = step
+    return steps[temperature]
 
 
 def _capture(step, z):
-    """One captured CUDA graph of `step`, tried against eager steps from the same state; on a difference beyond
+    """One captured CUDA graph of `step` on z, tried against eager steps from the same state; on a difference beyond
     rounding, or a failure, the eager step is returned and the reason printed, so that a machine nobody tried still
     trains. The state is left as it was, but for columns of the cache that are written again before they are read."""
     changing, results, stream = (z.token, z.before, z.t, z.ids, z.lps), [], None
-    saved = [x.clone() for x in changing]
+    saved, shared, tensors = [x.clone() for x in changing], vars(step.model), tuple(vars(z).values())
 
     def rewind():
         for x, old in zip(changing, saved):
@@ -661,26 +648,29 @@ def _capture(step, z):
     try:
         stream = torch.cuda.current_stream()
         for _ in range(2):                                        # warm up allocators, autotuners before the capture
-            step()
+            step(*tensors)
         graph = torch.cuda.CUDAGraph()
-        z.pool = z.pool or torch.cuda.graph_pool_handle()         # shared: nothing in it outlives a replay
-        with torch.cuda.graph(graph, pool=z.pool):
-            step()
-        for run in (step, graph.replay):
+        shared["pool"] = shared.get("pool") or torch.cuda.graph_pool_handle()    # nothing in it outlives a replay
+        with torch.cuda.graph(graph, pool=shared["pool"]):
+            step(*tensors)
+
+        def replay(*tensors):                                     # those that were captured
+            graph.replay()
+        for run in (step, replay):
             rewind()
             for _ in range(3):
-                run()
+                run(*tensors)
             results.append((z.ids.clone(), z.lps.clone()))
         (a, la), (b, lb) = results
         same = (a == b).all(1)
         if same.float().mean().item() < 0.97 or (la - lb)[same].abs().max().item() > 0.05:
             raise RuntimeError(f"graph and eager steps agree in {same.float().mean().item():.0%} of the rows only")
-        return graph.replay
+        return replay
     except Exception as error:  # whatever the driver or the capture objects to: slower is better than not at all
         print(f"CUDA graph not used, decoding eagerly: {type(error).__name__}: {error}", flush=True)
         if stream is not None:
             torch.cuda.set_stream(stream)                         # a failed capture leaves its own stream current,
-        z.pool = None                                             # and its pool may still be recording
+        shared["pool"] = None                                     # and its pool may still be recording
         return step
     finally:
         rewind()
