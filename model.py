@@ -431,10 +431,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     model = _twin(model, dtype)
     u = uniforms(len(prompts) * tries, max_new_tokens, seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours of like length: little padding
-    if cuda:
-        chunks = [order[i:i + 2048] for i in range(0, len(order), 2048)]   # bounds the memory of the prompts' caches
-    else:
-        chunks = [order[k::threads] for k in range(min(threads, len(order)))]  # each gets its share of long ones
+    parts = -(-len(order) // 2048) if cuda else min(threads, len(order))   # on CUDA: bounds the prompts' caches
+    chunks = [order[k::parts] for k in range(parts)]                       # each gets its share of long ones
 
     def work(chunk):
         # both are thread-local, so each thread enters them
@@ -446,29 +444,27 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     step = None if cuda else _trace(model, dtype, temperature)
     tokens, logps = [None] * len(u), [None] * len(u)
     for where, ids, lps in threaded(work, chunks, threads):      # ids, lps (rows, steps) on the CPU
-        ended = ids.eq(stop)
-        length = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1])  # the first stop is counted in
-        for r, row, lp, n in zip(where, ids.tolist(), lps.tolist(), length.tolist()):
+        for r, row, lp in zip(where, ids.tolist(), lps.tolist()):
+            n = row.index(stop) + 1 if stop in row else len(row)
             tokens[r], logps[r] = row[:n], lp[:n]
     return tokens, logps
 
 
-_twins = weakref.WeakKeyDictionary()  # network -> {dtype: its copy for sampling}
+_twins = weakref.WeakKeyDictionary()  # network -> {(dtype, device): its copy for sampling}
 
 
 def _twin(model, dtype):
     """The network's copy for sampling, up to date. It holds the traced steps, which a copy or a checkpoint of the
     network itself should not carry, and in bfloat16 its matrices are in it (autocast keeps no casts under
     inference_mode: it would cast each anew for each token)."""
-    twins = _twins.setdefault(model, {})
-    twin = twins.get(dtype)
-    if twin is None or twin.smear.device != model.smear.device:
-        twin = twins[dtype] = copy.deepcopy(model)
-        for m in twin.modules():
+    twins, key = _twins.setdefault(model, {}), (dtype, model.smear.device)
+    if key not in twins:
+        twins[key] = copy.deepcopy(model)
+        for m in twins[key].modules():
             if isinstance(m, nn.Linear) and dtype == "bfloat16":
                 m.weight = nn.Parameter(m.weight.bfloat16(), requires_grad=False)
-    twin.load_state_dict(model.state_dict())
-    return twin
+    twins[key].load_state_dict(model.state_dict())
+    return twins[key]
 
 
 _pool = lru_cache(ThreadPoolExecutor)  # one of each size, for good
