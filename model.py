@@ -25,7 +25,6 @@ import ctypes
 import math
 import os
 import re
-import sys
 import time
 import warnings
 import weakref
@@ -302,10 +301,7 @@ def pad_rows(rows, multiple=8, fill=PAD):
     """Lists of ids, or of what else has the type of `fill` -> (B, T) right-padded, T rounded up to `multiple`, so that
     few distinct shapes occur."""
     T = -(-max(map(len, rows)) // multiple) * multiple
-    out = torch.full((len(rows), T), fill)
-    for i, row in enumerate(rows):
-        out[i, :len(row)] = torch.tensor(row, dtype=out.dtype)
-    return out
+    return torch.tensor([[*row, *[fill] * (T - len(row))] for row in rows], dtype=torch.tensor(fill).dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -380,12 +376,11 @@ def tune(device):
     if device == "cuda":
         torch.set_float32_matmul_precision("high")    # TF32
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-4, 0)              # M_MMAP_MAX: no separate mappings
-            libc.mallopt(-1, 2 ** 31 - 1)    # M_TRIM_THRESHOLD: keep what was freed
-            libc.mallopt(-2, 256 << 20)      # M_TOP_PAD: grow in large pieces
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)              # M_MMAP_MAX: no separate mappings
+        libc.mallopt(-1, 2 ** 31 - 1)    # M_TRIM_THRESHOLD: keep what was freed
+        libc.mallopt(-2, 256 << 20)      # M_TOP_PAD: grow in large pieces
 
 
 @torch.inference_mode()
@@ -504,8 +499,7 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
     if static:
         rooms, graphs = (vars(model).setdefault(name, {}) for name in ("rooms", "graphs"))        # for all calls
         room = rooms[places] = rooms.get(places) or _places(c, places, c.block_size, c.block_size, prefix.dtype, device)
-        room.lens.fill_(1)                                        # of an earlier call: with this call's longer replies
-        room.t.fill_(1)                                           # idle places would run past the cache
+        room.lens[:], room.t[:] = 1, 1       # of an earlier call: with longer replies idle places would leave the cache
         z = SimpleNamespace(**vars(room))
         z.cache, z.ids, z.lps, z.u = room.cache[..., :0, :], *(x[:, :max_new + 1] for x in (room.ids, room.lps, room.u))
     else:
