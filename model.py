@@ -93,10 +93,7 @@ PAD, END = ID["<|pad|>"], ID["<|end|>"]  # two, because the end token is learnt 
 # each) and whose backward pass with a mask had a NaN bug (pytorch issue 196678): flash and memory-efficient serve us
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-
-@lru_cache(maxsize=200_000)
-def _encode(text):
-    return tuple(TOKENIZER.encode_ordinary(text))
+_encode = lru_cache(maxsize=200_000)(TOKENIZER.encode_ordinary)  # its lists are shared: encode gives copies
 
 
 def encode(text):
@@ -335,7 +332,7 @@ def _check(model, prompts, max_new_tokens):
     longest = max(map(len, prompts), default=0) + max_new_tokens
     if max_new_tokens < 1:
         raise ValueError("max_new_tokens must be 1 or more")
-    if prompts and min(map(len, prompts)) == 0:
+    if not all(prompts):
         raise ValueError("an empty prompt: give each at least one token")
     if longest > model.config.block_size:
         raise ValueError(f"prompt + max_new_tokens = {longest} tokens, more than block_size {model.config.block_size}")
@@ -417,8 +414,6 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     (see --bench); keys, values and scores are rounded as there, so that the log-probs remain the training forward's
     (`mismatch` in metrics.jsonl is what difference remains)."""
     _check(model, prompts, max_new_tokens)
-    if not prompts:
-        return [], []
     device = next(model.parameters()).device.type
     cuda = device == "cuda"
     rows = rows or ((2048 if dtype == "bfloat16" else 512) if cuda else 384)
