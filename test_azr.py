@@ -921,7 +921,8 @@ class TestTrain(unittest.TestCase):
             return [], 0
         cfg, _ = train.parse([*TINY, "--warmup_steps", "250"])
         model = train.new_model(cfg)
-        with tempfile.TemporaryDirectory() as out, unittest.mock.patch.object(selfplay, "demonstrations", note):
+        with tempfile.TemporaryDirectory() as out, unittest.mock.patch.object(selfplay, "demonstrations", note), \
+                contextlib.redirect_stdout(io.StringIO()):
             part, opts = os.path.join(out, "part"), train.make_optimizers(model, True, 0.1, 0.1)
             train.train_base(cfg, model, None, set(), out, part)
             self.assertEqual(seen, [(0.0, 1.0)] * 3 + [(cfg.hasty, cfg.patience)] * 2)
