@@ -18,12 +18,13 @@ Where we differ from the paper and from the authors' code:
 
 Try:  python eval.py RUN                     # the held-out table of a run's folder
       python eval.py RUN --tasks FILE.jsonl  # CRUXEval's fields: code, input, output, id
-      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.md and curves.svg
+      python eval.py --compare RUN RUN ...   # mean and deviation over seeds; also compare.md, .csv, curves.svg
       python eval.py --report RUN            # one page, RUN/report.html
       python eval.py --bench                 # speeds beside naive paths and this machine's limit
 """
 import argparse
 import copy
+import csv
 import html
 import io
 import json
@@ -724,7 +725,7 @@ def compare_table(tables):
 
 @readable("a record among these")
 def compare(paths, out, keep=None):
-    """--compare: print the tables; write them to compare.md in `out`, and the first row's curves to curves.svg."""
+    """--compare: print the tables; write them to compare.md and .csv in `out`, the first row's curves to curves.svg."""
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
@@ -732,9 +733,13 @@ def compare(paths, out, keep=None):
         fail("--keep names a record after its folder, and two of these have one name: rename one")
     for run in runs if keep else []:
         write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
-    tables = group_runs(runs)
-    table = compare_table(tables)
-    files = {"compare.md": table}
+    tables, text = group_runs(runs), io.StringIO()
+    rows, table = sum(tables, []), compare_table(tables)
+    columns = [k for k in rows[0] if k != "runs"]
+    csv.writer(text, lineterminator="\n").writerows([columns, *(
+        [" ".join(f"{x:.6g}" for x in v) if isinstance(v, (list, tuple)) else f"{v:.6g}" if isinstance(v, float) else v
+         for v in map(r.get, columns)] for r in rows)])
+    files = {"compare.md": table, "compare.csv": text.getvalue()}
     if curves := curves_svg([r["record"] for r in tables[0][0]["runs"]]):
         files["curves.svg"] = curves
     for name, content in files.items():

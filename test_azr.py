@@ -1223,7 +1223,8 @@ class TestTrain(unittest.TestCase):
 
     def test_what_a_checkpoint_brings_back(self):
         """A resumed run has the tasks its buffers share with the next step (previous_step), and the optimizer's moments
-        under the rates of its config.json, which may have been edited; a checkpoint from another base is refused."""
+        under the rates of its config.json, which may have been edited; one from another base or of other parts is
+        refused."""
         cfg, model = train.Config(device="cpu", dtype="float32", micro_tokens=512), small_model(3)
         base, rates = model.state_dict(), (False, 0.0, 0.1, 0.99, 1e-3, 0.01)
         optimizers = train.make_optimizers(model, *rates)
@@ -1237,6 +1238,11 @@ class TestTrain(unittest.TestCase):
             other, path = train.make_optimizers(small_model(4), False, 0.0, 0.05, 0.99, 1e-8, 0.02), f"{tmp}/ckpt.pt"
             got, step, minutes = train.restore(cfg, path, small_model(4), base, other)
             said = refusal(self, train.restore, cfg, path, model, small_model(5).state_dict(), other)
+            data = torch.load(path, weights_only=True)
+            for part, junk, words in (("model", {}, "does not fit"), ("optimizers", [], "another optimizer"),
+                                      ("game", {}, "damaged"), ("base", None, "damaged")):
+                evaluation.save(path, {**data, part: junk})
+                self.assertIn(words, refusal(self, train.restore, cfg, path, model, base, other))
         self.assertIn("another start network", said)
         self.assertEqual((got, step, minutes), (game, 5, 1.5))
         for mine, old in zip(other[0].param_groups, optimizers[0].param_groups):
@@ -2625,7 +2631,7 @@ class TestLoading(unittest.TestCase):
         self.assertIn("ckpt.pt", self.refused())
 
 
-COMPARE_FILES = ("compare.md", "curves.svg")
+COMPARE_FILES = ("compare.md", "compare.csv", "curves.svg")
 
 
 class TestCompare(unittest.TestCase):
@@ -2655,6 +2661,8 @@ class TestCompare(unittest.TestCase):
                                           f"{mean - 100 * base + half:+.1f}]")
             self.assertEqual(table[0][9:12], ["1,500", "2.0", "`python train.py / tee log`"])
             self.assertRegex(table[2][5], r"^\+0.0 \[\+0.0, \+0.0\]$")
+            with open(os.path.join(d, "out", "compare.csv")) as f:
+                self.assertEqual(len(f.read().strip().split("\n")), 5)     # a header, and a name that holds a line end
 
     def test_curves_are_means_over_seeds(self):
         """A run's curve is of the same tasks from end to end; the drawing has the mean of the seeds at every step."""

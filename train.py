@@ -481,7 +481,7 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
     if os.path.exists(part):                          # of an interrupted warm-up, of this run or of one that came first
         os.remove(part)
     data = load(path, ("model", "measured", "minutes"))
-    model.load_state_dict(data["model"])
+    load_weights(model, data["model"], path)
     print(f"base network: {path} ({data['minutes']:.1f} minutes to make)")
     return data["measured"], data["minutes"]
 
@@ -493,7 +493,7 @@ def train_base(cfg, model, ex, banned, out, part):
     first, spent, hits = 0, 0.0, 0
     if os.path.exists(part):
         data = load(part, ("model", "optimizers", "step", "seconds", "hits"))
-        model.load_state_dict(data["model"])
+        load_weights(model, data["model"], part)
         for o, state in zip(optimizers, data["optimizers"]):
             o.load_state_dict(state)
         first, spent, hits = data["step"], data["seconds"], data["hits"]
@@ -544,6 +544,13 @@ def train_base(cfg, model, ex, banned, out, part):
 def new_model(cfg):
     return GPT(GPTConfig(n_layer=cfg.n_layer, n_head=cfg.n_head, n_kv_head=cfg.n_kv_head, n_embd=cfg.n_embd,
                          block_size=cfg.block_size)).to(cfg.device)
+
+
+def load_weights(model, weights, path):
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        fail(f"{path} does not fit this model: {str(error).splitlines()[0]}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -868,18 +875,21 @@ def checkpoint(out, model, base, optimizers, game, step, minutes):
 
 
 def restore(cfg, path, model, base, optimizers):
-    """(Game, step, minutes) from a checkpoint of a run that began from this base."""
+    """(Game, step, minutes) from a checkpoint; anything that does not fit is refused by name."""
     data = load(path, ("base", "model", "optimizers", "game", "step", "minutes"))
-    same = data["base"].keys() == base.keys() and all(torch.equal(data["base"][k], v) for k, v in base.items())
-    if not same or len(data["optimizers"]) != len(optimizers):
-        fail(f"{path} began from another start network or with another optimizer: settings or code have changed, or "
-             "its file in bases/ is gone; start again with another --out")
-    model.load_state_dict(data["model"])
-    for o, state in zip(optimizers, data["optimizers"]):
-        o.load_state_dict({**o.state_dict(), "state": state["state"]})  # rates: config.json's, which may be edited
-    g = data["game"]
-    buffers = {k: deque((Task(**t) for t in g["buffers"][k]), cfg.buffer_size) for k in KINDS}
-    return Game(**{**g, "known": set(g["known"]), "buffers": buffers}), data["step"], data["minutes"]
+    load_weights(model, data["model"], path)
+    try:
+        same = data["base"].keys() == base.keys() and all(torch.equal(data["base"][k], v) for k, v in base.items())
+        if not same or len(data["optimizers"]) != len(optimizers):
+            fail(f"{path} began from another start network or with another optimizer: settings or code have changed, "
+                 "or its file in bases/ is gone; start again with another --out")
+        for o, state in zip(optimizers, data["optimizers"]):
+            o.load_state_dict({**o.state_dict(), "state": state["state"]})  # rates: config.json's, which may be edited
+        g = data["game"]
+        buffers = {k: deque((Task(**t) for t in g["buffers"][k]), cfg.buffer_size) for k in KINDS}
+        return Game(**{**g, "known": set(g["known"]), "buffers": buffers}), data["step"], data["minutes"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        fail(f"{path} is damaged ({type(error).__name__}: {error}): start again with another --out")
 
 
 def leave(out):
