@@ -1109,8 +1109,8 @@ class TestTrain(unittest.TestCase):
         ends at once with its last checkpoint whole; no worker survives."""
         scratch = tempfile.TemporaryDirectory()       # one for all, so that they share the base
         self.addCleanup(scratch.cleanup)
-        for i, (number, code, times) in enumerate(((signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1),
-                                                   (signal.SIGINT, 130, 2))):
+
+        def case(i, number, code, times):
             out = f"{scratch.name}/run{i}"
             p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), "--out", out, *TINY, "--steps",
                                   "5000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -1129,6 +1129,8 @@ class TestTrain(unittest.TestCase):
             train.load(f"{out}/ckpt.pt", ("model", "game", "step"))
             time.sleep(0.3)
             self.assertFalse([pid for pid in workers if alive(pid)])
+        with ThreadPoolExecutor() as pool:            # at once: a run has one core, more or less
+            list(pool.map(case, range(3), (signal.SIGINT, signal.SIGTERM, signal.SIGINT), (130, 143, 130), (1, 1, 2)))
 
     def test_rows_fit_their_preset(self):
         """Each row of a preset's grid parses; the ones left out are those which set what the preset sets as well."""
@@ -2929,7 +2931,8 @@ class TestReadme(unittest.TestCase):
             "    (t, _), = s.make_tasks(ex, [('typing', d.program, d.inputs, '')])\n"
             "    assert s.judge_answers(ex, [t], [s.parse_answer(s.gold(d, t, True)[1])]) == ['right']"]
         self.assertEqual(len(diffs), len(checks))
-        for diff, check in zip(diffs, checks):
+
+        def work(diff, check):
             self.assertLessEqual(sum(line[0] in "+-" for line in diff.strip().split("\n") if line[:3] != "---"), 15)
             with tempfile.TemporaryDirectory() as tmp:
                 for name in ("eval", "executor", "model", "selfplay", "train", "trr"):
@@ -2944,6 +2947,8 @@ class TestReadme(unittest.TestCase):
                         f.write(text)
                 done = subprocess.run([sys.executable, "-c", check], cwd=tmp, capture_output=True, text=True)
                 self.assertEqual(done.returncode, 0, done.stderr)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(work, diffs, checks))
 
 
 def patch(test, text, lines):
