@@ -740,7 +740,7 @@ def compare(paths, out, keep=None):
         [" ".join(f"{x:.6g}" for x in v) if isinstance(v, (list, tuple)) else f"{v:.6g}" if isinstance(v, float) else v
          for v in map(r.get, columns)] for r in rows)])
     files = {"compare.md": table, "compare.csv": text.getvalue()}
-    if curves := curves_svg([r["record"] for r in tables[0][0]["runs"]]):
+    if curves := curves_svg([r["record"] for r in rows[0]["runs"]]):
         files["curves.svg"] = curves
     for name, content in files.items():
         write_text(os.path.join(out, name), content)

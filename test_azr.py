@@ -470,6 +470,8 @@ class TestGame(unittest.TestCase):
             self.assertEqual(set(verdicts), {"right"})
             thought = [reply.index(selfplay.ANSWER) > 0 for _, reply, _ in demos]
             self.assertEqual(set(thought), {cfg.learner == "worked"})
+        cfg.block_size = 8
+        self.assertIn("fits --block_size", refusal(self, train.fixed_set, cfg, self.ex, set()))
 
     def test_gold_answers_are_right(self):
         """The generator's own answers are judged right, and another value wrong, for every kind and depth."""
@@ -952,6 +954,7 @@ class TestTrain(unittest.TestCase):
                      (["--out", ""], "name of a folder"), (["--resume", ""], "name of a folder"),
                      (["--seeds", "0"], "at least 1"), (["--resume", "x", "--seeds", "2"], "no other flag"),
                      (["--large", "maybe"], "true_or_false"), (["--out", "/proc/x/y"], "give another --out"),
+                     (["--out", "x" * 300], "give another --out"),
                      (["--n_inputs", "2"], "from 3 to 10"), (["--steps", "0"], "from 1 to"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
                      (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}", "--lr=1"], "no other flag")]
@@ -2707,7 +2710,7 @@ class TestCompare(unittest.TestCase):
         self.assertAlmostEqual(other["over pass@1"], 0.05 - 0.1)
 
     def test_records_stand_for_runs(self):
-        """The small records that --keep leaves give the same table and drawing as the runs they came from."""
+        """The small records that --keep leaves give the same table, CSV and drawing as the runs they came from."""
         with tempfile.TemporaryDirectory() as d:
             runs = [os.path.join(d, name) for name in ("a1", "a2", "b1")]
             for seed, run in enumerate(runs, 1):
@@ -2859,7 +2862,7 @@ class TestReport(unittest.TestCase):
 
 class TestReadme(unittest.TestCase):
     def test_results_are_the_records(self):
-        """The READMEs' tables of results, and the tables and drawings under results/, are what --compare makes of
+        """The READMEs' tables of results, and the tables, CSVs and drawings under results/, are what --compare makes of
         the records kept there."""
         readme = "".join(pathlib.Path(HERE, p).read_text(encoding="utf-8") for p in ("README.md", "results/README.md"))
         main = [str(pathlib.Path(HERE, "results", "main", f"full-s{seed}.json")) for seed in (1, 2, 3)]

@@ -333,14 +333,17 @@ def read_config(out):
 
 
 def lock(folder):
-    """Hold the folder for this process; the kernel lets go when the process ends, however it ends."""
-    handle = open(os.path.join(folder, ".lock"), "w")
+    """Make the folder and hold it for this process; the kernel lets go when the process ends, however it ends."""
     try:
+        os.makedirs(folder, exist_ok=True)
+        handle = open(os.path.join(folder, ".lock"), "w")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
     except BlockingIOError:
         handle.close()
         fail(f"{folder} is in use by another run: give another --out")
-    return handle
+    except OSError as error:
+        fail(f"cannot write to {folder} ({error.strerror}): give another --out")
 
 
 STOP = {"signal": 0}
@@ -1015,7 +1018,10 @@ def fixed_set(cfg, ex, banned):
     for kind in kinds:
         labelled += [t if cfg.learner == "rl" else selfplay.gold(d, t, cfg.learner == "worked")
                      for d, t, _ in generated(cfg, ex, rng, kind, cfg.fixed_tasks // len(kinds), banned) if t]
-    return [x for x in labelled if cfg.learner == "rl" or len(x[0]) + len(x[1]) <= cfg.block_size]
+    labelled = [x for x in labelled if cfg.learner == "rl" or len(x[0]) + len(x[1]) <= cfg.block_size]
+    if not labelled:
+        fail(f"none of {cfg.fixed_tasks} labelled tasks fits --block_size {cfg.block_size}: raise either")
+    return labelled
 
 
 def imitate(cfg, model, optimizers, demos, rng):
@@ -1117,7 +1123,6 @@ def main(argv=None):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     try:
-        os.makedirs(out, exist_ok=True)
         with lock(out):
             if not args.resume:
                 save(os.path.join(out, "config.json"), json.dumps({
