@@ -10,10 +10,12 @@ import contextlib
 import copy
 import functools
 import importlib.util
+import inspect
 import io
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import pathlib
 import pickle
@@ -40,6 +42,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.overrides
+import tqdm
 
 import eval as evaluation
 import executor
@@ -52,6 +55,9 @@ from selfplay import ANSWER, KINDS, Task
 from trr import advantages, policy_loss
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+inspect.getsource = functools.cache(inspect.getsource)     # a base's name is asked for in every run: .3 s each time
+only_one_of_the_people = unittest.mock.patch.object(        # where that suite is not what is tested
+    evaluation, "PEOPLE", evaluation.PEOPLE[:evaluation.PEOPLE.index("def f", 9)])
 # Fast paths meet their slow twins on inputs that are new each time; SEED=n python test_azr.py repeats a run of them
 FRESH = int(os.environ.get("SEED") or int.from_bytes(os.urandom(3), "big"))
 SMALL = SimpleNamespace(references=2, n_inputs=4, large=False, thoughts=True, hasty=0.0, patience=0.5, timid=False,
@@ -905,6 +911,40 @@ TINY = ["--device", "cpu", "--dtype", "float32", "--n_layer", "1", "--n_embd", "
         "--save_every", "1", "--show_every", "2", "--max_new", "48", "--block_size", "240"]
 
 
+def run_train(args, log):
+    """What a process of `launch` does: train.main, its output in a file, apart from the tests' terminal."""
+    os.setsid()
+    with open(log, "w", buffering=1, encoding="utf-8") as sys.stdout:
+        sys.stderr = sys.stdout
+        for file in (1, 2):                # for the processes it starts in turn
+            os.dup2(sys.stdout.fileno(), file)
+        tqdm.tqdm.set_lock(threading.RLock())     # its own has a semaphore, which a killed process leaves behind
+        train.main(args)
+
+
+def launch(test, args, log=os.devnull):
+    """train.py in a process of its own that has torch imported already (3 of the 4 seconds that such a run takes)."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["torch._dynamo"])
+    process = server.Process(target=run_train, args=(args, log))
+    process.start()
+    test.addCleanup(process.kill)
+    return process
+
+
+def wait_for_line(process, log, start):
+    """Returns once a line of log starts so."""
+    while not os.path.exists(log) or not re.search(rf"^{re.escape(start)}", read(log), re.MULTILINE):
+        if process.exitcode is not None:
+            raise AssertionError(f"it ended with {process.exitcode}: {read(log)}")
+        time.sleep(0.01)
+
+
+def read(path):
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
 def figures(folder):
     """metrics.jsonl without what a clock, or the machine's memory, decides."""
     with open(os.path.join(folder, "metrics.jsonl")) as f:
@@ -976,6 +1016,7 @@ class TestTrain(unittest.TestCase):
         text = train.rollout_text(selfplay.Rollout("solve", "deduction", encode("x\n"), encode("\x1b[2J\x00\x9b"), []))
         self.assertIn("x\n\n  -> \\u001b[2J\\u0000\\u009b\n", text)
 
+    @only_one_of_the_people
     def test_switches_run(self):
         """Each way to propose, fill, reward and learn runs a step to its end, also those that no other test switches
         on."""
@@ -1009,6 +1050,7 @@ class TestTrain(unittest.TestCase):
                 self.assertEqual([r.task is None for r in made], [why != "valid" for why in whys])
                 self.assertEqual(game.held_out, whys.count("held out"))
 
+    @only_one_of_the_people
     def test_what_is_learnt_from(self):
         """Flat tasks, the proposer's rollouts, the weight of its advantages and of negative ones: each switch acts.
         This network solves nothing, so every reward is -1 and with advantage none so is every advantage."""
@@ -1024,6 +1066,7 @@ class TestTrain(unittest.TestCase):
                          [(12, 0), (12, 6), (0, 6), (12, 0), (12, 0)])
         self.assertEqual([set(adv.tolist()) for _, adv in seen], [{-1}, {-1}, {-1}, {-3}, {0}])
 
+    @only_one_of_the_people
     def test_one_try(self):
         """--learn_tries 1: all n tries measure the solve rate, and the update learns from one a task."""
         with tempfile.TemporaryDirectory() as tmp:
@@ -1036,6 +1079,7 @@ class TestTrain(unittest.TestCase):
             self.assertEqual(sorted(groups), list(range(len(groups))))
             self.assertEqual(len(groups), 12)
 
+    @only_one_of_the_people
     def test_no_tensor_meets_one_of_another_device(self):
         """A whole run on a pretended GPU, bfloat16 and all, then its resumption: nothing mixes devices."""
         autocast, parameter = torch.autocast, torch.nn.Parameter.__new__
@@ -1051,8 +1095,7 @@ class TestTrain(unittest.TestCase):
                  (torch.cuda, "is_current_stream_capturing", lambda: False),     # torch 2.11's optimizers ask
                  (network, "_capture", lambda step, z: step),
                  (train, "generate", functools.partial(generate, rows=32)),
-                 (evaluation, "generate", functools.partial(generate, rows=32)),
-                 (evaluation, "PEOPLE", evaluation.PEOPLE[:evaluation.PEOPLE.index("def f", 9)])]   # the first
+                 (evaluation, "generate", functools.partial(generate, rows=32))]
         with contextlib.ExitStack() as stack, contextlib.redirect_stdout(io.StringIO()) as said:
             tmp = stack.enter_context(tempfile.TemporaryDirectory())
             for thing, name, fake in fakes:
@@ -1074,23 +1117,20 @@ class TestTrain(unittest.TestCase):
         writes the figures of one with 2 that was never disturbed."""
         with tempfile.TemporaryDirectory() as tmp:
             tiny = [*TINY, "--seed_tasks", "2"]       # which this network needs all 50 rounds for: time to be killed in
-            calm = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), "--out", f"{tmp}/a/run", *tiny],
-                                    stdout=subprocess.DEVNULL)
-            self.addCleanup(calm.kill)
+            calm = launch(self, ["--out", f"{tmp}/a/run", *tiny])
             rng, args, kills = random.Random(), ["--out", f"{tmp}/b/run", *tiny, "--workers", "3"], 0
             for attempt in range(12):
-                p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), *args],
-                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                try:
-                    p.wait(rng.uniform(3, 7) if attempt < 3 else 100)
+                p = launch(self, args)
+                p.join(rng.uniform(0.5, 4) if attempt < 3 else 100)
+                if p.exitcode is not None:
                     break
-                except subprocess.TimeoutExpired:
-                    p.send_signal(signal.SIGKILL if attempt else signal.SIGTERM)
-                    p.wait()
-                    kills += 1
+                os.kill(p.pid, signal.SIGKILL if attempt else signal.SIGTERM)
+                p.join()
+                kills += 1
                 if os.path.exists(f"{tmp}/b/run/config.json"):
                     args = ["--resume", f"{tmp}/b/run"]
-            self.assertEqual((p.returncode, calm.wait(100)), (0, 0))
+            calm.join(100)
+            self.assertEqual((p.exitcode, calm.exitcode), (0, 0))
             self.assertGreater(kills, 0, "the run ended before the first kill: make it longer")
             self.kills = kills
             self.assertEqual(figures(f"{tmp}/a/run"), figures(f"{tmp}/b/run"))
@@ -1114,21 +1154,18 @@ class TestTrain(unittest.TestCase):
         self.addCleanup(scratch.cleanup)
 
         def case(i, number, code, times):
-            out = f"{scratch.name}/run{i}"
-            p = subprocess.Popen([sys.executable, os.path.join(HERE, "train.py"), "--out", out, *TINY, "--steps",
-                                  "5000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for line in p.stdout:
-                if line.startswith("step    2/"):     # the first step's checkpoint is written by then
-                    break
+            out, log = f"{scratch.name}/run{i}", f"{scratch.name}/log{i}"
+            p = launch(self, ["--out", out, *TINY, "--steps", "5000"], log)
+            wait_for_line(p, log, "step    2/")       # the first step's checkpoint is written by then
             workers = descendants(p.pid)
-            p.send_signal(number)
+            os.kill(p.pid, number)
             if times == 2:
                 time.sleep(0.01)
-                p.send_signal(number)
-            rest, _ = p.communicate(timeout=60)
-            self.assertEqual(p.returncode, code)
+                os.kill(p.pid, number)
+            p.join(60)
+            self.assertEqual(p.exitcode, code)
             if times == 1:
-                self.assertIn(f"--resume {out}", rest)
+                self.assertIn(f"--resume {out}", read(log))
             train.load(f"{out}/ckpt.pt", ("model", "game", "step"))
             time.sleep(0.3)
             self.assertFalse([pid for pid in workers if alive(pid)])
@@ -1149,25 +1186,24 @@ class TestTrain(unittest.TestCase):
     def test_grid_is_stopped_and_goes_on(self):
         """Ctrl-C reaches the grid and its row: the row saves before both end, and the same command goes on with it."""
         with tempfile.TemporaryDirectory() as tmp:
-            command = [sys.executable, os.path.join(HERE, "train.py"), "--ablation", "paper_batch", "--seeds", "1",
-                       "--out", f"{tmp}/grid", *TINY, "--warmup_steps", "10", "--steps", "3", "--eval_every", "0"]
-            p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                                 start_new_session=True)
-            for line in p.stdout:
-                if line.startswith("step    1/"):
-                    break
+            log, command = f"{tmp}/log", ["--ablation", "paper_batch", "--seeds", "1", "--out", f"{tmp}/grid", *TINY,
+                                          "--warmup_steps", "10", "--steps", "3", "--eval_every", "0"]
+            p = launch(self, command, log)
+            wait_for_line(p, log, "step    1/")
             os.killpg(p.pid, signal.SIGINT)
-            rest, _ = p.communicate(timeout=60)
-            self.assertEqual(p.returncode, 130)
-            self.assertIn("--resume", rest)
-            done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-            self.assertIn("resumed at step", done.stdout)
+            p.join(60)
+            self.assertEqual(p.exitcode, 130)
+            self.assertIn("--resume", read(log))
+            p = launch(self, command, log)
+            p.join(100)
+            self.assertIn("resumed at step", read(log))
             with open(f"{tmp}/grid/paper_batch-s1/config.json") as f:
                 self.assertFalse(json.load(f)["skip_flat"])
             self.assertTrue(os.path.exists(f"{tmp}/grid/paper_batch-s1/eval.json"))
-            again = subprocess.run([*command, "--steps", "4"], capture_output=True, text=True, timeout=100)
-            self.assertEqual(again.returncode, 2, "a row of other settings is neither taken nor overwritten")
-            self.assertIn("made with another --steps", again.stderr)
+            with contextlib.redirect_stderr(io.StringIO()) as said, self.assertRaises(SystemExit) as caught:
+                train.main([*command, "--steps", "4"])
+            self.assertEqual(caught.exception.code, 2, "a row of other settings is neither taken nor overwritten")
+            self.assertIn("made with another --steps", said.getvalue())
 
     def test_faults_are_named(self):
         """Disk full, a read-only folder, a full GPU: one line that says what to do, and nothing half written."""
@@ -2906,10 +2942,11 @@ class TestReadme(unittest.TestCase):
             (script,) = [part.split("```")[0] for part in f.read().split("```python\n")[1:]]
         with tempfile.TemporaryDirectory() as run:
             save_run(run)
-            done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), run], capture_output=True, text=True,
-                                  cwd=HERE)
+            with contextlib.redirect_stdout(io.StringIO()) as said, \
+                    unittest.mock.patch.object(sys, "argv", ["", run]):
+                exec(textwrap.dedent(script), {})
         line = r"\w+ .{13} \d+\.\d  candidates [\d.]+  wrong ones marked right [\d.]+\n"
-        self.assertRegex(done.stdout, rf"\A({line}){{12}}\Z", done.stderr)
+        self.assertRegex(said.getvalue(), rf"\A({line}){{12}}\Z")
 
     def test_its_diffs_work(self):
         """Each diff the README shows applies to the code as it is, and what it adds runs."""
@@ -2983,6 +3020,7 @@ class TestCommandLine(unittest.TestCase):
                 code, out, err = call_eval(*argv)
                 self.assertEqual((code, out, err.count("\n")), (2, "", 1), argv)
 
+    @only_one_of_the_people
     def test_a_run_is_measured_and_not_overwritten(self):
         """RUN prints the table and writes eval.json if absent, else only with --write; the same figures each time."""
         with tempfile.TemporaryDirectory() as d:
@@ -3010,6 +3048,7 @@ class TestCommandLine(unittest.TestCase):
             self.assertIn("at step 2 of 3", call_eval(d)[1])
             self.assertFalse(os.path.exists(path), "an eval.json would tell a grid that the run is finished")
 
+    @only_one_of_the_people
     def test_a_run_is_measured_as_it_was_trained(self):
         """In the number type of its config.json, but in float32 where bfloat16 would be emulated."""
         used, real = set(), evaluation.generate
@@ -3027,13 +3066,15 @@ class TestCommandLine(unittest.TestCase):
 
     def test_exit_code_of_the_process(self):
         """The exit code and the one line hold for the real process too."""
-        done = subprocess.run([sys.executable, evaluation.__file__, "/nonexistent"], capture_output=True, text=True)
-        self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (2, "", 1))
+        first = subprocess.Popen([sys.executable, evaluation.__file__, "/nonexistent"], stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True)
         with tempfile.TemporaryDirectory() as d:
             made_up_run(os.path.join(d, "r"), 1, 0.5)
             done = subprocess.run(f"'{sys.executable}' '{evaluation.__file__}' --compare '{d}/r' --out '{d}' | true",
                                   shell=True, stderr=subprocess.PIPE, text=True)
-            self.assertEqual(done.stderr, "")
+        out, err = first.communicate()
+        self.assertEqual((first.returncode, out, err.count("\n")), (2, "", 1))
+        self.assertEqual(done.stderr, "")
 
 
 if __name__ == "__main__":
