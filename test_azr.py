@@ -1234,9 +1234,12 @@ class TestTrain(unittest.TestCase):
         r = selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [float("nan"), -1.0])
         before = [p.detach().clone() for p in model.parameters()]
         optimizers = train.make_optimizers(model, False, 0.0, 0.1)
-        self.assertIn("lower lr", refusal(self, train.learn, cfg, model, optimizers, [r], torch.ones(1),
-                                          random.Random(0)))
+        stats = train.learn(cfg, model, optimizers, [r], torch.ones(1), random.Random(0))
         self.assertTrue(all(torch.equal(a, b) for a, b in zip(before, model.parameters())))
+        with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()), \
+                unittest.mock.patch.object(train, "learn", lambda *a: stats):
+            self.assertIn(f"the gradient of step 1 is not finite: lower lr (now 0.0002) in {tmp}/run/config.json",
+                          refusal(self, train.main, ["--out", f"{tmp}/run", *TINY, "--warmup_steps", "2"]))
 
     def test_every_ablation_differs_as_named(self):
         """Each row of the ablation table is the full run but for the fields it names."""

@@ -727,11 +727,9 @@ def update(cfg, model, optimizers, batches, loss_fn, total):
         total.update({k: float(v) for k, v in stats.items()})
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
     total.update(updates=1, grad_norm=norm)
-    if not math.isfinite(norm):
-        fail(f"the gradient is not finite: lower lr (now {cfg.lr}) in the run's config.json, then go on from the last "
-             "checkpoint with --resume")
-    for o in optimizers:
-        o.step()
+    if math.isfinite(norm):                           # else self_play stops
+        for o in optimizers:
+            o.step()
 
 
 def log_probs(cfg, model, batches):
@@ -981,6 +979,9 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             adv = torch.where(adv < 0, adv * cfg.negative, adv)  # at 0 only what beat its cell's baseline is learnt
             adv *= torch.tensor([cfg.propose_weight if r.role == "propose" else 1.0 for r in used])
             stats = learn(cfg, model, optimizers, used, adv, rng) if used else Counter()
+        if not math.isfinite(stats["grad_norm"]):
+            fail(f"the gradient of step {step + 1} is not finite: lower lr (now {cfg.lr}) in {out}/config.json, then "
+                 f"go on from the last checkpoint with --resume {out}")
         t2 = time.time()
 
         # 6) record
