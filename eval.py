@@ -92,8 +92,8 @@ def build_suite(ex, n, n_inputs, large=False):
         for depth in range(1, MAX_DEPTH + 1):
             rng = random.Random(f"{SUITE_SEED}/{kind}/{depth}")
             draws, _ = draw_programs(ex, rng, [depth] * n, n_inputs if kind == "induction" else 1, large)
-            tasks = [d.task(kind, rng) for d in draws]
-            made = make_tasks(ex, [(kind, t.program, t.inputs, t.message) for t in tasks])
+            made = make_tasks(ex, [(kind, d.program, d.inputs, d.message(rng) if kind == "induction" else "")
+                                   for d in draws])
             assert all(task for task, _ in made), f"a held-out task failed: {[why for _, why in made if why]}"
             suite[kind, depth] = [replace(task, depth=depth) for task, _ in made]
     return suite
@@ -130,7 +130,7 @@ def attempt(model, ex, tasks, max_new, temperature, tries, dtype):
     return right
 
 
-def evaluate(model, ex, suite, max_new, samples=16, dtype="float32", counts=None):
+def evaluate(model, ex, suite, max_new, samples, dtype="float32", counts=None):
     """{kind: {depth: {"greedy", "pass@1", "pass@4", "pass@16", intervals "..._ci", "n", "too_long"}}} on a suite as
     build_suite makes it. counts, a dict, collects for each task whether the greedy reply was right and how many
     samples were, which paired intervals need: {kind: {depth: {"greedy": [0 or 1], "right": [0..samples], "samples":

@@ -408,8 +408,9 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     How it is fast: each prompt is read once (prefill) and its cache copied to all its tries; then one decode step a
     token over a KV cache of `rows` places, where every row stands at a position of its own. A finished row's place
     goes to the next waiting row, so the batch stays full while any waits. On a CPU prompts are dealt to `threads`
-    threads. A step runs without Python: traced on a CPU, a captured graph on CUDA (_decode). None of this changes what
-    is sampled: that is a function of the prompt, the row's uniforms and the weights.
+    threads, each with a cache of its own. A step runs without Python: traced on a CPU, a captured graph on CUDA
+    (_decode). None of this changes what is sampled: that is a function of the prompt, the row's uniforms and the
+    weights.
     dtype="bfloat16" runs the matrix products in it, as the training forward does: faster where the hardware has them
     (see --bench); keys, values and scores are rounded as there, so that the log-probs remain the training forward's
     (`mismatch` in metrics.jsonl is what difference remains)."""
@@ -479,12 +480,12 @@ def _prefill(model, prompts):
 
 
 def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=None):
-    """Decode in at most `places` places; whoever has ended makes room for the next waiting row. Returns ids and
+    """Decode in at most `places` places; a row that ends gives its place to the next waiting one. Returns ids and
     log-probs (N, max_new), N = len(prompts) * tries, on the CPU; behind a row's `stop` stands anything.
 
-    step: the traced one (CPU); then the cache grows when a reply needs it, and places are dropped once no row waits for
-    them. None (CUDA): static, addresses never change, so that a step can be one captured graph: a tiny model is
-    launch-bound, and a replay is one launch. What grows is then a window on the cache, with a graph for each width."""
+    With `step` (CPU, traced) the cache grows with the longest reply, and places that no row waits for are dropped.
+    Without (CUDA) tensors keep their addresses, so that a step can be one captured graph: to launch its small kernels
+    one by one takes longer than they run. What grows is then a window on the cache, with a graph for each width."""
     device = next(model.parameters()).device
     prefix, lens, first = _prefill(model, prompts)
     last = torch.tensor([p[-1] for p in prompts], device=device)

@@ -8,9 +8,9 @@ One model proposes tasks and solves them; the executor is the only teacher. Thre
     abduction  program, output                     an input that gives it     program + input
     induction  half of the pairs + a message       the program                N inputs + message, for a given program
 
-A task enters its buffer when it parses, runs, is deterministic and is new. It is then tried n times; the mean of the
-tries is its solve rate, and the proposer earns 1 - rate unless the rate is 0 or 1 (Eq. 4): too easy and too hard both
-teach nothing.
+A task enters its buffer when it parses, runs, is deterministic and has a new program. It is then tried n times; the
+mean of the tries is its solve rate, and the proposer earns 1 - rate unless the rate is 0 or 1 (Eq. 4): too easy and too
+hard both teach nothing.
 
 Where we differ from the paper and from the authors' code:
 1) Tasks are solved in the step that proposed them (Algorithm 1); the authors' loaders are built before proposing, so
@@ -18,22 +18,23 @@ Where we differ from the paper and from the authors' code:
 2) A buffer keeps its newest entries (the authors' truncation keeps the oldest and then freezes), and is seeded with
    tasks of its own (the paper: deduction and abduction with the same).
 3) Novelty gate: a program that was proposed before, for whichever input, is not valid, so that the proposer cannot live
-   on one good task (the paper adds every valid triplet).
+   on one good task (the paper adds every valid triplet). Induction's proposer, who is given its program, passes no
+   such gate.
 4) Length gate (`fault`): else a proposer can make tasks hard by making them long; in an early prototype that
    habit leaked into induction, the solver's role that also writes programs, until it fell to zero. Outputs and prompts
    are bounded in any case.
 5) Answers are compared by canonical keys made in a worker process; nothing a model wrote is ever evaluated in
    the trainer, and no expected output is ever sent to a worker, so an object with a friendly __eq__ wins nothing.
-6) The inputs of an induction task must differ (a hidden pair must not be one of the shown; compared as text, once
-   literals are spelt alike, so that the expression `0 + 1` passes for another than `1`), its hidden outputs must not be
-   all the same (a constant program would do), and a message is words, not code (the paper: anything).
+6) Induction: inputs must differ as text, or a hidden pair could be a shown one (literals are first spelt as repr does;
+   the expression `0 + 1` still differs from `1`); hidden outputs must not be all the same, or a constant program would
+   do; a message is words, not code (the paper: anything).
 7) Demonstrated thoughts are execution traces: deduction runs the program line by line, abduction runs it backwards to
    an input and forwards to check it, induction writes it while running it. The paper's models think as they please.
 8) Replies are split at role tokens, not by regular expressions: a reply has exactly one reading. Answers of deduction
    and abduction are literals; the authors' may be any expression.
 9) An answer that is no literal, no input, no program or a forbidden one counts as unparsable, -1 (the authors' code:
    wrong, -0.5).
-10) A proposer writes its task at once, without a thought; a held-out program is not a valid proposal.
+10) A proposer writes its task at once, without a thought; a held-out program (of depth 1: with its input) is not valid.
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
 """
@@ -44,7 +45,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 
-from executor import Executor, Result
+from executor import Executor
 from model import END, ID, KINDS, SPECIAL, decode, encode
 
 OUTPUT_KINDS = ("deduction",)  # of KINDS: asked for an output, so the answer is data and nothing has to be run
@@ -83,7 +84,7 @@ class Rollout:
     answer: str = None         # solve: the text after <|answer|>
     verdict: str = ""          # "right", "wrong", "valid", or why not
     reward: float = 0.0
-    known: bool = False        # propose: its program was proposed before, whether the novelty gate minds or not
+    known: bool = False        # propose: an earlier proposal had its program, whether the novelty gate minds or not
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,11 +148,17 @@ def parse_proposal(kind, reply, n_inputs):
 # Validity (paper section 3.3.3, Eq. 7): what may enter a buffer
 
 
+def as_data(ex, inputs):
+    """Each input as repr would write it; None where an argument is no literal. It is read as the list of its arguments,
+    ("1, 'a'" as [1, 'a']); `1], [2` would be a tuple of two."""
+    written = ex.literals([f"[{i}]" for i in inputs])
+    return [r.value[1:-1] if r.ok and r.value[0] == "[" else None for r in written]
+
+
 def plain_inputs(ex, proposals):
-    """Proposals as parse_proposal gives them, each input as repr would write it, so that the gates below, which compare
-    text, compare values: `1` and `1 ` are one input. What is no literal stays as it is."""
-    written = ex.literals([f"[{i}]" for p in proposals if p for i in p[1]])
-    plain = iter([r.value[1:-1] if r.ok and r.value[0] == "[" else None for r in written])  # `1], [2` gives a tuple
+    """Proposals as parse_proposal gives them, their inputs spelt alike, so that the gates below, which compare text,
+    compare values: `1` and `1 ` are one input. What is no literal stays as it is."""
+    plain = iter(as_data(ex, [i for p in proposals if p for i in p[1]]))
     return [p and (p[0], [next(plain) or i for i in p[1]], p[2]) for p in proposals]
 
 
@@ -202,35 +209,33 @@ def judge_answers(ex, tasks, answers):
     deduction: the answer is a literal whose key equals the output's. abduction: ANY input that gives the output.
     induction: a program that gives the hidden half of the outputs, all of them (shown pairs may be memorised, so they
     do not count)."""
-    # 1) Which answers are data at all? No expressions: an output must be a literal, and so must every argument of an
-    #    input ("1, 'a'" is asked for as the list "[1, 'a']")
-    literals = [i for i, t in enumerate(tasks) if t.kind != "induction" and answers[i] is not None]
-    parsed = dict(zip(literals, ex.literals([answers[i] if tasks[i].kind in OUTPUT_KINDS else f"[{answers[i]}]"
-                                             for i in literals])))
-    for i, r in parsed.items():
-        if r.ok and tasks[i].kind not in OUTPUT_KINDS and r.value[0] != "[":     # `1], [2` is a tuple of two lists
-            parsed[i] = Result(False, error="syntax")
-    # 2) What is to be run, [(program, input)] of each answer: nothing for an output or for what is no data; the task's
-    #    program on an input; a program on the hidden half of the inputs
-    runs = []
-    for i, (task, answer) in enumerate(zip(tasks, answers)):
-        if answer is None or task.kind in OUTPUT_KINDS or (i in parsed and not parsed[i].ok):
+    asked = [(task, answer) for task, answer in zip(tasks, answers) if answer is not None]
+    # 1) Which answers are data at all? No expressions: an output must be a literal, and so each argument of an input
+    outputs = iter(ex.literals([answer for task, answer in asked if task.kind in OUTPUT_KINDS]))
+    inputs = iter(as_data(ex, [answer for task, answer in asked if task.kind == "abduction"]))
+    # 2) What is to be run, [(program, input)]: the task's program on an input; a program on the hidden half of inputs
+    given, runs = [], []                             # of each answer; given: [its Result], where it is itself an output
+    for task, answer in zip(tasks, answers):
+        given.append([next(outputs)] if answer is not None and task.kind in OUTPUT_KINDS else [])
+        if answer is None or given[-1] or task.kind == "abduction" and next(inputs) is None:
             runs.append([])
         elif task.kind == "abduction":
             runs.append([(task.program, answer)])
         else:
             runs.append([(answer, x) for x in task.inputs[len(task.inputs) // 2:]])
-    # 3) Compare keys: of the runs, or, where nothing was run, of the answer itself
+    # 3) Compare keys: of the answer itself, or of the runs
     results, verdicts = iter(ex.run([job for mine in runs for job in mine])), []
-    for i, (task, mine) in enumerate(zip(tasks, runs)):
-        rs = [next(results) for _ in mine] or ([parsed[i]] if i in parsed else [])
+    for task, rs, mine in zip(tasks, given, runs):
+        rs = rs or [next(results) for _ in mine]
         want = task.keys[len(task.inputs) // 2:] if task.kind == "induction" else task.keys
         if rs and all(r.ok and r.key == k for r, k in zip(rs, want, strict=True)):
             verdicts.append("right")
-        elif mine and task.kind == "abduction":      # an input it is; what its program says of it, it says itself
+        # no literal, no input or no program at all is a format error, like a missing answer. But what abduction's
+        # program says of an input, a syntax error of its own say, is its own affair
+        elif not rs or task.kind != "abduction" and rs[0].error in ("syntax", "no_f", "forbidden"):
+            verdicts.append("unparsable")
+        else:
             verdicts.append("wrong")
-        else:  # a text that is no literal, no input or no program at all is a format error, like a missing answer
-            verdicts.append("unparsable" if not rs or rs[0].error in ("syntax", "no_f", "forbidden") else "wrong")
     return verdicts
 
 
@@ -307,7 +312,7 @@ OPS = {  # the small tier: type -> [(word of the message, type after, expression
         (" len", "int", "len(x)"),
     ],
 }
-LARGE_OPS = {  # the larger tier adds arithmetic, and blocks and loops, which run several assignments a line of text
+LARGE_OPS = {  # the larger tier adds arithmetic, and blocks and loops: one operation of two to four lines
     "int": [
         (" mul", "int", "x * {s}"), (" mod", "int", "x % {m}"), (" div", "int", "x // {s}"),
         (" if", "int", "x * {s} if x % 2 == 0 else x + {d}"), (" abs", "int", "abs(x - {n})"),
@@ -330,7 +335,8 @@ LARGE_OPS = {  # the larger tier adds arithmetic, and blocks and loops, which ru
     ],
 }
 MAX_DEPTH = 6
-MAX_TRIES = 4        # of a demonstrated search
+GUESSES = (40, 25, 15, 10, 10)     # weights of 0, 1, ... wrong tries in a demonstrated search
+MAX_TRIES = len(GUESSES) - 1
 DECISIVE = 3         # weight in the warm-up's loss of the few tokens that decide a search: candidates and verdicts
 
 
@@ -351,8 +357,8 @@ def near_miss(rng, value):
         return value + rng.choice((-2, -1, 1, 2))
     k = rng.randrange(len(value) + 1)
     other = [rng.randint(0, 9)] if isinstance(value, list) else rng.choice("abcABC")
-    return rng.choice((value[:k] + other + value[k + 1:], value[:k] + other + value[k + 1:],   # another element,
-                       value[:k] + other + value[k:], value[:k] + value[k + 1:]))              # one more, one less
+    changed, longer = value[:k] + other + value[k + 1:], value[:k] + other + value[k:]
+    return rng.choice((changed, changed, longer, value[:k] + value[k + 1:]))     # now and then `value`, dropped later
 
 
 def random_op(rng, type_, large=False):
@@ -406,7 +412,7 @@ def read_trace(program, result):
     lines = [m[0].strip() for m in ASSIGN.finditer(program)]
     # a Result's value is a repr: without its quotes, each entry is cut at its first colon
     *steps, (_, final) = [s.partition(":")[::2] for s in result.value[1:-1].split("|")]
-    if any(len(v) > 28 for _, v in steps) or len(steps) > 16:
+    if any(len(v) > 28 for _, v in steps) or len(steps) > 16:     # characters, steps: more would fill a reply
         return None
     return [(lines[int(k)], v) for k, v in steps], final
 
@@ -456,7 +462,7 @@ class Draw:
     def task(self, kind, rng):
         n = len(self.inputs) if kind == "induction" else 1
         outputs = [final for _, final in self.traces[:n]]
-        message = self.message(rng) if n > 1 else ""
+        message = self.message(rng) if kind == "induction" else ""
         return Task(kind, self.program, self.inputs[:n], outputs, [], message, len(self.lines))
 
 
@@ -472,10 +478,9 @@ def is_banned(program, inputs, banned):
 
 
 def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
-    """One Draw for each depth asked for, as executed: a draw is redone until it runs on all its inputs, stays within
-    the length gate, no line stands twice, each operation changes something on the first input, inputs differ and
-    hidden outputs are not all the same (where there are several), and neither program nor pair is banned (the held-out
-    suite's). Returns (draws, hits): how many banned ones were thrown away."""
+    """(draws, hits): a Draw for each depth asked for, and how many banned ones (the held-out suite's) were thrown away.
+    A draw is redone until it is not banned; keeps the length gate and repeats no line; runs on all its inputs, which
+    differ; of several inputs the hidden outputs are not all one; each operation changes x on the first input."""
     draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
     while todo:
         tried, jobs = [], []
@@ -496,7 +501,7 @@ def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
             if None in d.traces or max(len(encode(f)) for _, f in d.traces) > MAX_VALUE \
                     or n_inputs > 1 and hidden_agree([f for _, f in d.traces]):
                 continue
-            path = [d.inputs[0]] + [v for _, v in d.traces[0][0]]
+            path = [d.inputs[0]] + [v for line, v in d.traces[0][0] if line[0] == "x"]     # a loop's y is part of one
             if all(a != b for a, b in zip(path, path[1:])):    # an operation that changes nothing adds no depth
                 draws[slot] = d
         todo = [slot for slot in todo if draws[slot] is None]
@@ -513,7 +518,7 @@ def wrong_candidates(rng, kind, d, large=False, banned=frozenset()):
     """[(program, input)] that stand for a solver's guesses on the way to the answer; those that turn out right are
     dropped later. MAX_TRIES of them end a search without success. Held-out ones are left out like everywhere else."""
     found = []
-    for _ in range(rng.choices(range(MAX_TRIES + 1), (40, 25, 15, 10, 10))[0] if kind != "deduction" else 0):
+    for _ in range(rng.choices(range(MAX_TRIES + 1), GUESSES)[0] if kind != "deduction" else 0):
         if kind == "abduction":      # inputs near the right one, and others of its type
             value = near_miss(rng, d.value) if rng.random() < 0.6 else random_value(rng, d.type, large)
             program, arg = d.program, repr(value)
@@ -584,8 +589,8 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
             parts = [part for i in d.inputs for part in (INPUT, i)]
             demos.append(demo(propose_prompt(kind, [d.task(kind, rng)]), *parts, MESSAGE, d.message(rng), END))
         else:
-            # A buffer begins with one task. A start network that has always seen four references takes a lone one for
-            # induction's program, and not one of its first proposals parses; used to two, it copes (97 % do)
+            # Early on a buffer holds one task, so fewer than K must be shown as well. A start network that always saw
+            # four took a lone one for induction's prompt, and none of its first proposals parsed; after two 97 % do
             count = rng.randint(1, cfg.references) if cfg.references > 2 else cfg.references
             shown = [p.task("deduction", rng) for p in sample(pool, count, rng)]
             demos.append(demo(propose_prompt(kind, shown), PROGRAM, d.program, INPUT, d.inputs[0], END))

@@ -391,6 +391,8 @@ class TestTRR(unittest.TestCase):
         b = advantages([x + 5 * k for x, k in zip(r, g)], ["s"] * 8, g, "group")
         self.assertTrue(torch.allclose(a, b, atol=1e-5))
         self.assertAlmostEqual(a[:4].sum().item(), 0, places=5)
+        flat = advantages([1, -0.5, 1, 1], ["s"] * 4, [0, 0, 1, 1], "group", lengths=[10, 30, 10, 10])
+        self.assertEqual(flat[2:].tolist(), [0, 0], "over tokens too")
 
     def test_token_weights(self):
         """lengths= whitens as if each reward stood on each of its tokens, as veRL's masked_whiten does."""
@@ -441,6 +443,15 @@ class TestGame(unittest.TestCase):
 
     def verdict(self, task, answer):
         return selfplay.judge_answers(self.ex, [task], [answer])[0]
+
+    def test_every_operation_is_drawn(self):
+        """Whatever the grammar holds comes up in programs that pass, the loops that build another list included."""
+        for large in (False, True):
+            drawn, _ = selfplay.draw_programs(self.ex, random.Random(2), [1, 2] * (2000 if large else 600), large=large)
+            text = "\n".join(d.program for d in drawn)
+            for ops in (selfplay.OPS, *[selfplay.LARGE_OPS] * large):
+                for _, _, expression in sum(ops.values(), []):
+                    self.assertRegex(text, re.sub(r"\\{.\\}", ".{1,2}", re.escape(expression)))
 
     def test_demonstrations_earn_full_reward(self):
         """Render, parse, judge round trip in all six cells: a demonstrated reply parses, and those that do not give
@@ -997,6 +1008,8 @@ class TestTrain(unittest.TestCase):
                      (["--out", "x" * 300], "give another --out"),
                      (["--n_inputs", "2"], "from 3 to 10"), (["--steps", "0"], "from 1 to"),
                      (["--advantage", "group", "--learn_tries", "1"], "nothing to compare"),
+                     (["--suite_n", "10001"], "from 1 to 10000"),
+                     (["--seeds", "1", "--name", "x"], "names of their own"),
                      (["--kinds", "induction"], "describes programs"), ([f"--resume={tmp}", "--lr=1"], "no other flag")]
             if not torch.cuda.is_available():
                 cases.append((["--device", "cuda"], "no CUDA device"))
@@ -1067,6 +1080,15 @@ class TestTrain(unittest.TestCase):
         self.assertEqual([set(adv.tolist()) for _, adv in seen], [{-1}, {-1}, {-1}, {-3}, {0}])
 
     @only_one_of_the_people
+    def test_minibatches(self):
+        """An update has as many optimizer steps as minibatches are asked for, whatever the number of rollouts."""
+        cfg, model = train.Config(device="cpu", dtype="float32", micro_tokens=512), small_model(3)
+        optimizers = train.make_optimizers(model, False, 0.0, 1e-4)
+        rs = [selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [-2.0, -1.0]) for _ in range(9)]
+        for cfg.minibatches, updates in ((1, 1), (4, 4), (9, 9), (20, 9)):
+            total = train.learn(cfg, model, optimizers, rs, torch.ones(9), random.Random(0))
+            self.assertEqual((total["updates"], total["tokens"]), (updates, 18))
+
     def test_one_try(self):
         """--learn_tries 1: all n tries measure the solve rate, and the update learns from one a task."""
         with tempfile.TemporaryDirectory() as tmp:
@@ -1284,7 +1306,8 @@ class TestTrain(unittest.TestCase):
             said = refusal(self, train.restore, cfg, path, model, small_model(5).state_dict(), other)
             data = torch.load(path, weights_only=True)
             for part, junk, words in (("model", {}, "does not fit"), ("optimizers", [], "another optimizer"),
-                                      ("game", {}, "damaged"), ("base", None, "damaged")):
+                                      ("game", {}, "damaged"), ("base", None, "damaged"), ("step", -3, "damaged"),
+                                      ("minutes", None, "damaged")):
                 evaluation.save(path, {**data, part: junk})
                 self.assertIn(words, refusal(self, train.restore, cfg, path, model, base, other))
         self.assertIn("another start network", said)

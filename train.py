@@ -22,7 +22,8 @@ Where we differ from the paper and from the authors' code (sizes: see Config):
 7) The program of an induction proposal comes from a buffer drawn evenly, then a task of it (paper: from their union).
    Seeding makes tasks of all kinds side by side, under the gates (paper: induction's afterwards, from the others').
 8) All randomness is a function of (seed, step), so a resumed run is the run that was never interrupted (bit for bit
-   on a CPU; on a GPU attention's backward pass adds in no fixed order).
+   on a CPU; on a GPU attention's backward pass adds in no fixed order). samples.txt alone shows twice what came after
+   the checkpoint.
 
 Try:  python train.py          # finds the device, picks its preset, ends with a table and a report
       python train.py --help   # every knob, with advice
@@ -93,13 +94,13 @@ class Config:
     warmup_steps: int = 2400
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
-    warmup_adam_lr: float = 0.008 # AdamW, for embedding, head and norms
+    warmup_adam_lr: float = 0.008 # AdamW, for all the rest
     # --- self-play
     steps: int = 70               # about 5 minutes on 2 cores
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
-    tries: int = 8                # n: tries a task; fewer than 4 make the solve rate too coarse (0, 1/2, 1)
+    tries: int = 8                # n: tries a task; with 2 a solve rate is 0, 1/2 or 1
     learn_tries: int = 0          # how many of them are learnt from; 0: all; 1: the others only measure the solve rate
     references: int = 2           # K: past tasks shown to the proposer (the paper: 6; each costs ~25 tokens of context)
     n_inputs: int = 6             # N: inputs of an induction task (the paper: 10); half are shown, half decide
@@ -134,7 +135,7 @@ class Config:
     muon_lr: float = 0.002
     sharp_lr: float = 0.007       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps have unit size whatever the gradient
-    lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls to a twentieth
+    lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls (a twentieth at the least)
     minibatches: int = 1          # updates a step; with 1 the ratio is 1, up to rounding, and the clip has no work
     epochs: int = 1
     clip: float = 0.2
@@ -194,11 +195,12 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
 
 PROPOSAL = 112  # tokens of a proposer's reply: a program of 56 and an input of 20, or N usual inputs and a message
 HUGE = 10 ** 9
-BOUNDS = {  # the least and the most that a number may be; from 1 if whole, else from 0, where it is not named here
+BOUNDS = {  # the least and the most that a number may be; one that is missing here: from 1 if whole, else from 0
     **dict.fromkeys(("references", "proposals", "seed_tasks", "learn_tries", "lr_warmup", "micro_tokens", "eval_every"),
                     (0, HUGE)),
     **dict.fromkeys(("hasty", "patience", "habits_from", "lr_decay", "negative"), (0, 1)),
     "seed": (0, 2 ** 63 - 1), "zero_reward": (-HUGE, HUGE), "samples": (1, 64), "fixed_tasks": (len(KINDS), HUGE),
+    "suite_n": (1, 10_000), "max_new": (1, 65_536), "block_size": (8, 65_536),
     "tries": (2, HUGE),         # one try says nothing of how hard a task is
     "n_inputs": (3, 10),        # half are shown, the others are hidden
     "adam_eps": (1e-30, HUGE)}  # less is 0 in float32: a weight without a gradient would become 0 / 0
@@ -209,7 +211,8 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bflo
 
 
 def clashes(row, preset, args):
-    """What a row of ABLATIONS sets for the cpu preset and another preset sets as well, where no flag settles it."""
+    """Fields that a row of ABLATIONS and this preset both set and no flag settles: the row's value was chosen for the
+    cpu preset."""
     return [k for k in row if row[k] and k in PRESETS[preset] and getattr(args, k) is None]     # off is off anywhere
 
 
@@ -286,11 +289,11 @@ def check(cfg):
         fail("--kinds induction: its proposer describes programs of the other kinds: add one, or --proposer random")
     if cfg.block_size % 8:
         fail(f"--block_size must be a multiple of 8, as rows are padded to one, not {cfg.block_size}")
-    if max(cfg.max_new, PROPOSAL + 28) + 100 > cfg.block_size:
+    if max(cfg.max_new + 100, PROPOSAL + 128) > cfg.block_size:
         fail(f"--block_size {cfg.block_size}: must be at least 100 tokens more than --max_new {cfg.max_new}, for the "
              f"prompt, and at least {PROPOSAL + 128}, for a proposal")
     places = cfg.tasks * len(KINDS) // len(kinds)
-    if cfg.proposals > places:
+    if cfg.proposals > places and cfg.proposer != "fixed":
         fail(f"--proposals {cfg.proposals} is more than the {places} tasks a kind that the solver tries in a step: "
              "lower it, or raise --tasks (a task that nobody tries has no solve rate to pay its proposer by)")
     if cfg.learner != "rl" and cfg.proposer != "fixed":
@@ -382,10 +385,11 @@ def set_lr(optimizers, scale):
 
 def buckets(lengths, count):
     """Indices in at most `count` micro-batches of like length and of padded sizes as equal as can be: the longest of
-    them is what a thread waits for."""
+    them is what a thread waits for. In order of length, each takes as many as have room in `most` padded tokens;
+    bisection finds the least `most` for which `count` are enough."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
 
-    def cut(most):                                    # with at most so many padded tokens each
+    def cut(most):
         out = []
         for i in order:
             width = -(-lengths[i] // 8) * 8           # as pad_rows will have it
@@ -393,7 +397,6 @@ def buckets(lengths, count):
                 out.append([])
             out[-1].append(i)
         return out
-    # the larger they may be, the fewer it takes: bisection finds the least size of which `count` are enough
     sizes = range(len(order) * (max(lengths, default=0) + 8))
     return cut(bisect.bisect_left(sizes, True, key=lambda most: len(cut(most)) <= count))
 
@@ -455,15 +458,15 @@ def demo_loss(model, batch):
 
 def base_key(cfg):
     """Name of a base network: a hash of what it and its measures come from, settings, grammar, vocabulary and code.
-    What only self-play uses is left out, so that a change of it finds its base in the cache, and so is what should
-    change nothing but rounding (the sampler, the threads), or nothing at all (the executor)."""
+    Left out are what only self-play uses, so that who changes it keeps the base, and what changes nothing but rounding
+    (the sampler, the threads) or nothing at all (the executor)."""
     s, e = selfplay, evaluation
     unused = "Rollout fault gold main parse_proposal plain_inputs propose_reward seed_buffers show".split()
     code = [f for k, f in sorted(vars(s).items()) if getattr(f, "__module__", "") == s.__name__ and k not in unused]
     code += (network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network.RMSNormGrad, network._tokenizer,
              network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, demo_batches, demo_loss,
              e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k, e.people_suite)
-    text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.MAX_TRIES,
+    text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.GUESSES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN.pattern, network.PIECES,
                  network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
                  [ast.dump(ast.parse(inspect.getsource(f))) for f in code]])    # without comments; docstrings count
@@ -752,9 +755,9 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
     total["mismatch"] = kl(torch.cat([old[mask] for _, _, mask, old, *_ in probe]), before)
     for _ in range(cfg.epochs):
         rng.shuffle(order)
-        size = -(-len(order) // cfg.minibatches)
-        for at in range(0, len(order), size):
-            part = order[at:at + size]
+        n = min(cfg.minibatches, len(order))
+        for k in range(n):
+            part = order[len(order) * k // n:len(order) * (k + 1) // n]
             batches = rollout_batches([rollouts[i] for i in part], adv[part], cfg)
             update(cfg, model, optimizers, batches, lambda m, b: rollout_loss(m, b, cfg), total)
     total["kl_after"] = kl(before, log_probs(cfg, model, probe))
@@ -811,10 +814,10 @@ def step_figures(cfg, ex, proposals, solves, used, adv, stats):
     row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
                         "answers": sum(n / len(every) * math.log2(len(every) / n)      # entropy, bits
                                        for n in Counter(t.outputs[0] for t in every).values())}
-    if cfg.learner == "rl":
+    if stats["tokens"]:
         row.update({k: stats[k] / max(1, stats["tokens"]) for k in ("entropy", "clipped")}, kl=stats["kl_after"],
                    mismatch=stats["mismatch"])
-    else:                                             # imitation samples nothing, and has a loss instead
+    elif cfg.learner != "rl":                         # imitation samples nothing, and has a loss instead
         row["loss"] = stats["loss"] / max(1, stats["updates"])
     row.update(grad_norm=stats["grad_norm"] / max(1, stats["updates"]), with_gradient=int((adv != 0).sum()),
                learnt=len(used), padding=1 - stats["read"] / max(1, stats["padded"]))
@@ -886,9 +889,11 @@ def restore(cfg, path, model, base, optimizers):
                  "or its file in bases/ is gone; start again with another --out")
         for o, state in zip(optimizers, data["optimizers"]):
             o.load_state_dict({**o.state_dict(), "state": state["state"]})  # rates: config.json's, which may be edited
-        g = data["game"]
+        g, step, minutes = data["game"], data["step"], data["minutes"]
+        if type(step) is not int or step < 0 or type(minutes) is not float:
+            raise ValueError("step or minutes")
         buffers = {k: deque((Task(**t) for t in g["buffers"][k]), cfg.buffer_size) for k in KINDS}
-        return Game(**{**g, "known": set(g["known"]), "buffers": buffers}), data["step"], data["minutes"]
+        return Game(**{**g, "known": set(g["known"]), "buffers": buffers}), step, minutes
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fail(f"{path} is damaged ({type(error).__name__}: {error}): start again with another --out")
 
@@ -944,9 +949,9 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         else:
             proposals = propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
             fresh = [r.task for r in proposals if r.task]
-            if cfg.previous_step:
-                old, game.waiting = game.waiting, dict(Counter(t.kind for t in fresh))
-                fresh = [t for k, n in old.items() for t in list(game.buffers[k])[-n:]]
+            if cfg.previous_step:             # solve what the step before added to the buffers; this step's tasks wait
+                waited = [t for k, n in game.waiting.items() for t in list(game.buffers[k])[-n:]]
+                game.waiting, fresh = dict(Counter(t.kind for t in fresh)), waited
             tasks = choose_tasks(cfg, game, fresh, rng)
 
         # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
@@ -967,12 +972,9 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         if cfg.learner != "rl":
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
-            n = cfg.tries
-            mixed = {g for g in range(len(tasks))           # the tasks whose tries earned different rewards
-                     if len({r.reward for r in solves[g * n:(g + 1) * n]}) > 1}
-            # solves holds the n tries of task 0, then those of task 1, ...: i % n is the number of a try
-            used = [r for i, r in enumerate(solves) if (r.group in mixed or not cfg.skip_flat)
-                    and i % n < (cfg.learn_tries or n)]
+            groups = [solves[i:i + cfg.tries] for i in range(0, len(solves), cfg.tries)]     # the tries of each task
+            used = [r for tries in groups if not cfg.skip_flat or len({r.reward for r in tries}) > 1
+                    for r in tries[:cfg.learn_tries or cfg.tries]]
             used += proposals if cfg.proposer == "train" else []
             adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
@@ -1026,13 +1028,14 @@ def fixed_set(cfg, ex, banned):
 
 
 def imitate(cfg, model, optimizers, demos, rng):
-    """Supervised updates (a control), in the time of an RL step: nothing is sampled or judged, so three demonstrations
-    cost what one rollout does."""
+    """Supervised updates (a control), in about an RL step's time: as nothing is sampled or judged, three demonstrations
+    are read for each try that RL would have made."""
     total = Counter()
     mine = selfplay.sample(demos, 3 * cfg.tasks * len(KINDS) * cfg.tries, rng)
-    size = -(-len(mine) // cfg.minibatches)
-    for at in range(0, len(mine), size):
-        update(cfg, model, optimizers, demo_batches(mine[at:at + size], cfg), demo_loss, total)
+    n = min(cfg.minibatches, len(mine))
+    for k in range(n):
+        part = mine[len(mine) * k // n:len(mine) * (k + 1) // n]
+        update(cfg, model, optimizers, demo_batches(part, cfg), demo_loss, total)
     return total
 
 
@@ -1073,6 +1076,8 @@ def run(cfg, out):
 def grid(cfg, args):
     """--ablation all --seeds N: every row, one after the other; finished ones are skipped, so it can be stopped and
     go on."""
+    if args.name:
+        fail("--name: the rows of a grid have names of their own, leave it out")
     names = [args.ablation or "full"]
     if args.ablation == "all":
         names = [name for name, row in ABLATIONS.items() if not clashes(row, args.preset, args)]

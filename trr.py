@@ -63,7 +63,8 @@ def advantages(rewards, cells, groups=None, mode="trr", lengths=None, floor=0.0)
         assert groups is not None, "mode='group' needs the group of each rollout"
         ids = torch.as_tensor(groups)
         for g in ids[ids >= 0].unique():
-            r[ids == g] -= r[ids == g].mean()
+            mine = ids == g
+            r[mine] -= (w * r)[mine].sum() / w[mine].sum()
     for label in dict.fromkeys(labels):
         rows = [i for i, c in enumerate(labels) if c == label]
         r[rows] = whiten(r[rows], w[rows], floor)
