@@ -453,7 +453,7 @@ def people_suite(ex, n_inputs):
 
 VERSION = 3  # of checkpoints. 1 paired other channels in rotary positions; 2 had two more fields in GPTConfig
 NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
-          "suite_n": (int, 1, 10_000), "samples": (int, 1, 1024), "block_size": (int, 8, 65536),
+          "suite_n": (int, 1, 10_000), "samples": (int, 1, 64), "block_size": (int, 8, 65536),
           "steps": (int, 1, 2**63)}  # type, least, most
 
 
@@ -512,7 +512,7 @@ def load(path, wanted):
         fail(f"{path} does not exist: wait for the first checkpoint, or give another folder")
     except Exception as error:  # torch raises many kinds for a damaged or foreign file; all mean the same to the user
         fail(f"{path} is no readable checkpoint ({type(error).__name__}): give a run's folder, or delete the file")
-    if not isinstance(data, dict) or data.get("version") != VERSION or not set(wanted) <= set(data):
+    if not isinstance(data, dict) or not set(wanted) <= set(data) or repr(data.get("version")) != repr(VERSION):
         fail(f"{path} is not a nanoAZR checkpoint of version {VERSION}: give a run's folder, or delete the file")
     return data
 
@@ -530,8 +530,9 @@ def load_gpt(path, config, state):
         with torch.device("meta"):
             GPT(c).load_state_dict(state, assign=True)
         for t in state.values():        # contiguous: a few bytes expanded to a huge shape are not
-            assert t.layout == torch.strided and t.is_contiguous() and t.is_floating_point() and t.isfinite().all(), \
-                "a weight is strange or not finite"
+            assert t.layout == torch.strided and t.is_contiguous() and t.dtype == torch.float32, "a weight is strange"
+            assert t.isfinite().all(), "a weight is not finite"
+        assert len({t.untyped_storage().data_ptr() for t in state.values()}) == len(state), "weights share memory"
         model = GPT(c)
         model.load_state_dict(state)
         return model.eval()
@@ -596,7 +597,8 @@ def run_tasks(model, ex, path, max_new, samples, dtype):
         fail(f"{path} holds no task that runs; each line needs the strings code, input and output")
     cells = {(k, "file"): [t for t in tasks if t.kind == k] for k in ("deduction", "abduction")}
     table = {k: row["file"] for k, row in evaluate(model, ex, cells, max_new, samples, dtype).items()}
-    print(f"{os.path.basename(path)}: {len(tasks) // 2} tasks, {bad} lines skipped; percent right, 95 % intervals")
+    print(f"{os.path.basename(path)}: {len(tasks) // 2} tasks, {bad} lines skipped; percent right (types count: 1 is "
+          "not True), 95 % intervals")
     for k, cell in table.items():
         print(f"{k:10}" + "".join(f"  {m} {percent(cell[m])}{brackets(cell.get(m + '_ci'))}"
                                   for m in ("greedy", "pass@1", "pass@4", "pass@16") if m in cell))
@@ -729,10 +731,14 @@ def compare(paths, out, keep=None):
     runs = read_runs(paths)
     if not runs:
         fail("no finished run among these; give folders that hold config.json and eval.json, or records of --keep")
-    if keep and len({run["file"] for run in runs}) < len(runs):
+    kept = {os.path.join(keep, run["file"].removesuffix(".json") + ".json"): json.dumps(run["record"])
+            for run in runs} if keep else {}
+    if keep and len(kept) < len(runs):
         fail("--keep names a record after its folder, and two of these have one name: rename one")
-    for run in runs if keep else []:
-        write_text(os.path.join(keep, run["file"].removesuffix(".json") + ".json"), json.dumps(run["record"]))
+    for path, text in kept.items():
+        if os.path.exists(path) and read_json(path) != json.loads(text):
+            fail(f"{path} is another run's record: give another --keep, or delete it")
+        write_text(path, text)
     tables, text = group_runs(runs), io.StringIO()
     rows, table = sum(tables, []), compare_table(tables)
     columns = [k for k in rows[0] if k != "runs"]
@@ -893,7 +899,8 @@ CHARTS = [  # (section, how to read it, [(title, unit of y, range of y, {label o
      "neither 0 nor 1, else 0, and -1 for what is not valid (by default). A constant cell learns nothing.",
      [("proposer", "mean reward", None, by_kind("reward", "propose/{}")),
       ("solver", "mean reward", None, by_kind("reward", "solve/{}"))]),
-    ("What it proposes", "Novel: the program was not known yet. Learnable: solved by some tries but not by all.",
+    ("What it proposes", "Novel: the program was not known yet (induction's is given: always 1). Learnable: solved by "
+     "some tries but not by all.",
      [("valid proposals", "share", (0, 1), by_kind("valid")), ("novel proposals", "share", (0, 1), by_kind("novel")),
       ("learnable among the valid", "share", (0, 1), by_kind("learnable")),
       ("length of valid programs", "mean lines", None, by_kind("lines")),

@@ -498,7 +498,8 @@ class Executor(contextlib.AbstractContextManager):
         self.close()
 
     def close(self):
-        zygotes, self.zygotes = self.zygotes, []
+        with self.changed:
+            zygotes, self.zygotes = self.zygotes, []
         for z in zygotes:
             bury(z)
         self.lanes.shutdown()
@@ -580,11 +581,12 @@ class Executor(contextlib.AbstractContextManager):
                     raise RuntimeError("executor: closed while programs were running")
                 bury(z)
                 z, _ = self.start(i)     # if that died too, whoever asks it next will find out
-                if self.zygotes:
-                    self.zygotes[i] = z
-                    self.replaced += 1
-                else:                    # close() was called meanwhile
-                    bury(z)
+                with self.changed:
+                    if self.zygotes:
+                        self.zygotes[i] = z
+                        self.replaced += 1
+                    else:                # close() was called meanwhile
+                        bury(z)
             finally:
                 with self.changed:
                     self.free.add(i)

@@ -422,7 +422,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     model = _twin(model, dtype)
     u = uniforms(len(prompts) * tries, max_new_tokens, seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours of like length: little padding
-    parts = -(-len(order) // 2048) if cuda else min(threads, len(order))   # on CUDA: bounds the prompts' caches
+    parts = max(min(1 if cuda else threads, len(order)), -(-len(order) // 2048))       # bounds the prompts' caches
     chunks = [order[k::parts] for k in range(parts)]                       # each gets its share of long ones
 
     def work(chunk):

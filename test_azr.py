@@ -394,6 +394,24 @@ class TestTRR(unittest.TestCase):
         flat = advantages([1, -0.5, 1, 1], ["s"] * 4, [0, 0, 1, 1], "group", lengths=[10, 30, 10, 10])
         self.assertEqual(flat[2:].tolist(), [0, 0], "over tokens too")
 
+    def test_floor_and_global(self):
+        """A cell of nearly equal rewards is divided by `floor`, a wide one by its own deviation; global is one cell."""
+        self.assertTrue(torch.allclose(advantages([0.0, 0.1], ["a"] * 2, floor=0.2), torch.tensor([-0.25, 0.25])))
+        self.assertTrue(torch.equal(advantages([0.0, 9.0], ["a"] * 2, floor=0.2), advantages([0.0, 9.0], ["a"] * 2)))
+        r = [1.0, 0.0, 5.0, 6.0]
+        self.assertTrue(torch.equal(advantages(r, list("aabb"), mode="global"), advantages(r, ["x"] * 4)))
+
+    def test_clip_is_even_and_counted(self):
+        """Both sides clip at the same distance; `clipped` counts the tokens whose gradient that takes away; what
+        stands behind a reply, however far off, neither counts nor makes a NaN."""
+        logp = torch.tensor([[math.log(1.25), math.log(1.15), 0.0, 1e3]], requires_grad=True)
+        mask = torch.tensor([[1, 1, 1, 0]])
+        loss, stats = policy_loss(logp, torch.zeros(1, 4), torch.ones(1), mask)
+        loss.backward()
+        self.assertEqual((logp.grad[0] != 0).tolist(), [False, True, True, False])
+        self.assertTrue(logp.grad.isfinite().all() and loss.isfinite())
+        self.assertEqual((float(stats["clipped"]), float(stats["tokens"])), (1, 3))
+
     def test_token_weights(self):
         """lengths= whitens as if each reward stood on each of its tokens, as veRL's masked_whiten does."""
         r, n = [1.0, -0.5, 0.2], [3, 1, 6]
@@ -452,6 +470,129 @@ class TestGame(unittest.TestCase):
             for ops in (selfplay.OPS, *[selfplay.LARGE_OPS] * large):
                 for _, _, expression in sum(ops.values(), []):
                     self.assertRegex(text, re.sub(r"\\{.\\}", ".{1,2}", re.escape(expression)))
+
+    def test_length_gates_count_tokens_of_every_text(self):
+        """Tokens as well as lines bound a program; the longest input and the longest output decide; a prompt that
+        leaves the solver no room is refused."""
+        f, wide = selfplay.fault, "def f(x):\n    return " + " + ".join(["987654"] * 12)
+        self.assertEqual(f("deduction", wide, ["1"], "", 6), "long program")
+        self.assertEqual(f("induction", "def f(x):\n    return x", ["1", "2" * 99], "", 6), "long input")
+        grow = ("induction", "def f(x):\n    return [x] * x", ["1", "2", "3", "60"], "")
+        self.assertEqual(selfplay.make_tasks(self.ex, [grow])[0][1], "long output")
+        one = ("deduction", "def f(x):\n    return x", ["1"], "")
+        self.assertEqual([selfplay.make_tasks(self.ex, [one], n)[0][1] for n in (5, 50)], ["long prompt", ""])
+
+    def test_only_the_hidden_half_must_differ(self):
+        """A constant hidden half is refused whatever the shown half is, and so never judged; a constant shown one is
+        fine."""
+        self.assertTrue(selfplay.hidden_agree(["1", "2", "3", "3"]))
+        self.assertFalse(selfplay.hidden_agree(["3", "3", "3", "4"]))
+
+    def test_induction_hides_its_second_half(self):
+        """The solver's prompt shows the first half of the pairs, each input with its own output, and nothing of the
+        rest."""
+        t = Task("induction", "p", ["1", "2", "3", "4"], ["11", "22", "33", "44"], [], " add")
+        text = decode(selfplay.solve_prompt(t))
+        self.assertIn("<|input|>1<|output|>11<|input|>2<|output|>22<|message|> add", text)
+        self.assertFalse({"3", "4"} & set(text))
+        d, = selfplay.draw_programs(self.ex, random.Random(1), [2], 4)[0]
+        made, _ = selfplay.make_tasks(self.ex, [("induction", d.program, d.inputs, "")])[0]
+        self.assertEqual(d.task("induction", random.Random(0)).outputs, made.outputs)
+
+    def test_what_is_unparsable(self):
+        """A forbidden program is a format error; an abduction whose program refuses the answer is a wrong answer."""
+        (ind, _), (abd, _) = selfplay.make_tasks(self.ex, [
+            ("induction", "def f(x):\n    return x", ["1", "2", "3", "4"], ""),
+            ("abduction", "def f(x):\n    return [0, 1][x]", ["1"], "")])
+        verdicts = selfplay.judge_answers(self.ex, [ind, abd, abd], ["def f(x):\n    return id(x)", "7", "{}"])
+        self.assertEqual(verdicts, ["unparsable", "wrong", "wrong"])
+        bad = replace(abd, program="def f(x) return x")
+        self.assertEqual(selfplay.judge_answers(self.ex, [bad], ["7"]), ["wrong"])
+
+    def test_what_is_banned(self):
+        """Of depth 1 the pairs, whichever of the inputs it is; from depth 2 on the program, whatever its input."""
+        one, two = (Task("induction", f"p{d}", ["1", "2"], [], [], depth=d) for d in (1, 2))
+        banned = selfplay.ban([one, two])
+        self.assertEqual([selfplay.is_banned(p, i, banned) for p, i in (
+            ("p1", ["9"]), ("p1", ["9", "2"]), ("p1", ["1"]), ("p2", ["9"]), ("p3", ["1"]))],
+            [False, True, True, True, False])
+
+    def test_searches(self):
+        """A search goes on with probability `patience`; it gives up after MAX_TRIES or where the budget ends, with a
+        shown candidate for an answer, and never shows more than the budget holds."""
+        def search(n, budget, patience):
+            parts, up = selfplay.shown_search([["12"]] * n, ["34"], budget, random.Random(0), patience)
+            return parts.count(selfplay.TRY), up
+        self.assertEqual(search(3, 99, 1.0), (4, False))
+        self.assertEqual(search(3, 99, 0.0), (1, True))
+        self.assertEqual(search(0, 99, 0.0), (1, False))
+        self.assertEqual(search(selfplay.MAX_TRIES, 99, 1.0), (selfplay.MAX_TRIES, True))
+        self.assertEqual(search(3, 6, 1.0), (2, True))
+
+    def test_wrong_tries_are_wrong_and_not_imitated(self):
+        """In a demonstrated search no wrong try gives the output, its candidate has no weight, its check has; who gives
+        up answers with the last try shown, without weight; a right candidate and its verdict weigh DECISIVE."""
+        demos, _ = selfplay.demonstrations(self.ex, random.Random(5), 1500, SMALL)
+        gave_up = 0
+        for prompt, reply, w in demos:
+            kind = decode(prompt[:1])[2:-2].split("_")[1]
+            if prompt[0] != ID[f"<|solve_{kind}|>"] or kind == "deduction":
+                continue
+            bounds = [i for i, t in enumerate(reply) if t in (selfplay.TRY, ANSWER)] + [len(reply) - 1]
+            tries, answer = [(a, b) for a, b in zip(bounds, bounds[1:])][:-1], reply[bounds[-2] + 1:-1]
+            for a, b in tries:
+                right, text = reply[b - 1] == selfplay.RIGHT, reply[a + 1:b - 1]
+                if kind == "abduction":
+                    i = text.index(selfplay.INPUT)
+                    arg = decode(text[i + 1:]).split("\n    ")[0]
+                    self.assertEqual(w[a + 1 + i + 1], selfplay.DECISIVE * right)
+                    program = decode(prompt).split("<|program|>")[1].split("<|output|>")[0]
+                    want = decode(prompt).split("<|output|>")[1].split("<|think|>")[0]
+                    got, = self.ex.run([(program, arg)], False)
+                    self.assertEqual(got.value == want, right)
+                    last = arg
+                else:
+                    self.assertEqual(w[a + 1], int(right), "the line of a wrong program")
+                    last = "def f(x):" + "".join("\n    " + line.split("  # ")[0]
+                                                 for line in decode(text).split("\n    ")[1:]) + "\n    return x"
+            if not tries or reply[tries[-1][1] - 1] == selfplay.RIGHT:
+                self.assertGreater(min(w[bounds[-2] + 1:]), 0)
+            else:
+                gave_up += 1
+                self.assertEqual(set(w[bounds[-2] + 1:-1]), {0})
+                self.assertEqual(decode(answer), last)
+        self.assertGreater(gave_up, 20)
+
+    def test_each_operation_counts(self):
+        """A drawn program repeats no line, and each operation changes the value of the first input."""
+        draws, _ = selfplay.draw_programs(self.ex, random.Random(4), [4, 5, 6] * 40)
+        for d in draws:
+            self.assertEqual(len(set(d.lines)), len(d.lines))
+            path = [d.inputs[0]] + [v for _, v in d.traces[0][0]]
+            self.assertTrue(all(a != b for a, b in zip(path, path[1:])), (path, d.program))
+
+    def test_an_empty_section_is_one(self):
+        """An empty message, or answer, is there; it is not missing."""
+        I, M = selfplay.INPUT, selfplay.MESSAGE
+        self.assertEqual(selfplay.parse_proposal("induction", [I, *encode("1"), I, *encode("2"), M, END], 2),
+                         (None, ["1", "2"], ""))
+        self.assertEqual(selfplay.parse_answer([ANSWER, END]), "")
+
+    def test_samples_are_drawn(self):
+        """Tasks of a buffer are drawn from all of it, each equally often, none twice."""
+        rng, seen = random.Random(0), Counter()
+        for _ in range(600):
+            got = selfplay.sample(collections.deque(range(6)), 2, rng)
+            self.assertEqual(len(set(got)), 2)
+            seen.update(got)
+        self.assertTrue(all(150 < n < 250 for n in seen.values()) and len(seen) == 6, seen)
+
+    def test_depths_of_the_warm_up(self):
+        """The solver's demonstrations: each depth a quarter as frequent as the one before."""
+        rng = random.Random(0)
+        depths = Counter(selfplay.solver_depth(rng) for _ in range(20_000))
+        self.assertAlmostEqual(depths[2] / depths[1], 0.25, delta=0.02)
+        self.assertLessEqual(max(depths), selfplay.MAX_DEPTH)
 
     def test_demonstrations_earn_full_reward(self):
         """Render, parse, judge round trip in all six cells: a demonstrated reply parses, and those that do not give
@@ -1037,7 +1178,8 @@ class TestTrain(unittest.TestCase):
             for i, flags in enumerate(("--ablation paper_batch --average sequence --token_whiten true",
                                        "--ablation no_length_gate --epochs 2 --minibatches 2 --optimizer muon",
                                        "--ablation authors_code --proposer frozen --proposer_reward uncertainty",
-                                       "--ablation random_shallow --kinds induction --validity_gate false",
+                                       "--ablation random_shallow --kinds induction --validity_gate false "
+                                       "--skip_flat false",
                                        "--ablation no_references --proposer_reward valid --advantage none",
                                        "--ablation worked_10k --fixed_tasks 9 --steps 2")):
                 train.main(["--out", f"{tmp}/{i}", *TINY, "--warmup_steps", "2", "--steps", "1", "--suite_n", "1",
@@ -1326,6 +1468,285 @@ class TestTrain(unittest.TestCase):
             train.rewind_metrics(tmp, "selfplay", 3)
             with open(f"{tmp}/metrics.jsonl") as f:
                 self.assertEqual(f.readlines(), lines[:3])
+
+
+class TestStep(unittest.TestCase):
+    """Steps of self-play with invented replies, proposals or verdicts, where what must come of them is known."""
+    @classmethod
+    def setUpClass(cls):
+        cls.ex = Executor(workers=1, timeout=0.2)
+        cls.addClassCleanup(cls.ex.close)
+
+    def propose(self, flags, replies, game=None, banned=frozenset()):
+        """(proposals, game, prompts) of a sampler that writes these replies."""
+        cfg, _ = train.parse([*TINY, *flags])
+        game, asked = game or train.Game(selfplay.seed_buffers(self.ex, 99, cfg.n_inputs), set()), []
+
+        def write(model, prompts, *args, **more):
+            asked.extend(prompts)
+            out = [replies[i % len(replies)] for i in range(len(prompts))]
+            return out, [[-1.0] * len(r) for r in out]
+        with unittest.mock.patch.object(train, "generate", write):
+            made = train.propose(cfg, None, self.ex, game, banned, 0, random.Random(0),
+                                 len(replies) // len(cfg.kinds.split(",")))
+        return made, game, asked
+
+    @staticmethod
+    def plain(program, arg="4"):
+        return [selfplay.PROGRAM, *encode(program), selfplay.INPUT, *encode(arg), END]
+
+    def test_proposals_that_fail_say_why(self):
+        """A proposal that does not run, or leaves its solver no room, is no task and its verdict is the reason; without
+        the length gate a long program is one."""
+        long = "def f(x):" + "\n    x = x + 1" * 12 + "\n    return x"
+        fails = "def f(x):\n    return x // 0"
+        got, _, _ = self.propose(["--kinds", "deduction"], [self.plain(fails), self.plain(long)])
+        self.assertEqual([(r.verdict, r.task) for r in got], [("ZeroDivisionError", None), ("long program", None)])
+        got, _, _ = self.propose(["--kinds", "deduction", "--length_gate", "false"], [self.plain(long)])
+        self.assertEqual(got[0].verdict, "valid")
+        long = "def f(x):" + "\n    x = x + 1" * 60 + "\n    return x"
+        got, _, _ = self.propose(["--kinds", "deduction", "--length_gate", "false"], [self.plain(long)])
+        self.assertEqual(got[0].verdict, "long prompt")
+
+    def test_induction_passes_no_novelty_gate(self):
+        """Induction's proposer is given a program, known or not, of the other kinds' buffers, and makes none known."""
+        I, M = selfplay.INPUT, selfplay.MESSAGE
+        reply = [t for i in range(6) for t in (I, *encode(str(i)))] + [M, *encode(" add"), END]
+        program, mine = "def f(x):\n    return x + 1", "def f(x):\n    return x + 2"
+        task = Task("deduction", program, ["1"], ["2"], ["2"])
+        game = train.Game({"deduction": collections.deque([task]), "abduction": collections.deque(),
+                           "induction": collections.deque([replace(task, program=mine)])}, {program})
+        got, game, asked = self.propose(["--kinds", "deduction,induction"], [reply] * 12, game)
+        got, asked = got[6:], asked[6:]
+        self.assertEqual({(r.verdict, r.known) for r in got}, {("valid", False)})
+        self.assertEqual({decode(p).split("<|program|>")[1].split("<|")[0] for p in asked}, {program})
+        game.known.clear()
+        _, game, _ = self.propose(["--kinds", "deduction,induction"], [reply] * 2, game)
+        self.assertEqual(game.known, set())
+
+    def test_references_leave_room(self):
+        """References are dropped until the proposer's reply fits behind them."""
+        wide = Task("deduction", "def f(x):" + "\n    x = x + 1" * 12 + "\n    return x", ["1"], ["13"], ["13"])
+        game = train.Game({k: collections.deque([wide] * 6) for k in KINDS}, set())
+        _, _, asked = self.propose(["--kinds", "deduction", "--references", "6"], [[END]], game)
+        self.assertLessEqual(max(map(len, asked)), 240 - train.PROPOSAL)
+
+    def test_no_uniforms_are_used_twice(self):
+        """Every step, phase and seed samples with uniforms of its own."""
+        seeds = [train.sample_seed(SimpleNamespace(seed=seed), step, phase) for seed in (1, 2, 3)
+                 for step in range(-60, 300) for phase in (0, 1)]
+        self.assertEqual(len(set(seeds)), len(seeds))
+
+    def test_fill_is_learnable_new_and_of_its_kind(self):
+        """The places that fresh tasks leave go to the newest thousand's learnable ones; a kind's places to its own."""
+        def task(i, rate, kind="deduction"):
+            return Task(kind, f"{i}", ["1"], ["1"], ["1"], rate=rate)
+        pool = [task(i, 0.5) for i in range(500)] + [task(i, 0.5 if i % 10 == 0 else i % 2) for i in range(500, 1500)]
+        game = train.Game({"deduction": collections.deque(pool), "abduction": collections.deque()}, set())
+        cfg = train.Config(kinds="deduction,abduction", tasks=20)
+        got = train.choose_tasks(cfg, game, [task(9999, -1.0, "abduction")], random.Random(0))
+        self.assertEqual([t.kind for t in got], ["deduction"] * 30 + ["abduction"])
+        self.assertTrue(all(int(t.program) >= 500 and t.rate == 0.5 for t in got[:30]))
+
+    def test_solving(self):
+        """A task's rate is the share of its own tries that are right; each try has its task's number and its own
+        reward."""
+        (a, _), (b, _) = selfplay.make_tasks(self.ex, [("deduction", "def f(x):\n    return x", [x], "") for x in "12"])
+        cfg = train.Config(tries=4, dtype="float32")
+        texts = ["1", "1", "1", "2", "2", "1", "x", "1"]
+        with unittest.mock.patch.object(train, "generate", lambda *args, **more: (
+                [[ANSWER, *encode(t), END] for t in texts], [[0.0] * 3] * 8)):
+            got = train.solve(cfg, None, self.ex, [a, b], 0)
+        self.assertEqual((a.rate, b.rate), (0.75, 0.25))
+        self.assertEqual([r.reward for r in got], [1, 1, 1, -0.5, 1, -0.5, -1, -0.5])
+        self.assertEqual([(r.group, r.task is (a, b)[r.group]) for r in got], [(0, True)] * 4 + [(1, True)] * 4)
+
+    def test_loss_of_packed_rollouts(self):
+        """Packed in rows and micro-batches, an update's loss is policy_loss of the padded replies, for both averages;
+        rows that are shared stop at their limit."""
+        model, prompts = small_model(3), [[1, 2, 3], [4, 5]]
+        replies, logps = network.generate(model, prompts, 40, tries=9, seed=2)
+        rs = [selfplay.Rollout("solve", "deduction", prompts[i // 9], r, [x - 0.1 for x in lp])
+              for i, (r, lp) in enumerate(zip(replies, logps))]
+        adv = torch.randn(18)
+        logp, old, mask = torch.zeros(18, 40), torch.zeros(18, 40), torch.zeros(18, 40)
+        for i, (r, lp) in enumerate(zip(replies, logps)):
+            logp[i, :len(r)], old[i, :len(r)], mask[i, :len(r)] = torch.tensor(lp), torch.tensor(lp) - 0.1, 1
+        for average in ("token", "sequence"):
+            cfg = train.Config(device="cpu", dtype="float32", micro_tokens=64, average=average)
+            got = sum(train.rollout_loss(model, b, cfg)[0].item() for b in train.rollout_batches(rs, adv, cfg, 60))
+            self.assertAlmostEqual(got, policy_loss(logp, old, adv, mask, average=average)[0].item(), places=4)
+        for which, ids, *_ in train.shared_rows(rs, 60):
+            self.assertTrue(len(ids) <= 60 or len(which) == 1)
+
+    def test_gradient_is_clipped(self):
+        """No update is longer than grad_clip allows, and it is the length before that is reported."""
+        cfg, model = train.Config(device="cpu", dtype="float32", micro_tokens=512, grad_clip=0.01), small_model(3)
+        before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+        r = selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [-2.0, -1.0])
+        total = train.learn(cfg, model, [torch.optim.SGD(model.parameters(), lr=1.0)], [r], torch.ones(1),
+                            random.Random(0))
+        moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+        self.assertAlmostEqual(moved.norm().item(), 0.01, places=4)
+        self.assertGreater(total["grad_norm"], 0.01)
+
+    def test_epochs_and_shuffling(self):
+        """Every epoch reads all rollouts once, in an order of its own, each with its own advantage."""
+        cfg = train.Config(device="cpu", dtype="float32", micro_tokens=512, minibatches=3, epochs=2)
+        rs = [selfplay.Rollout("solve", "deduction", [1, 2], [3 + i, END], [-2.0, -1.0]) for i in range(9)]
+        seen, model = [], small_model(3)
+        with unittest.mock.patch.object(train, "update", lambda cfg, m, o, batches, f, total: seen.extend(
+                (int(row[2]), float(a)) for b in batches for row, a in zip(b[0], b[4]))), \
+                unittest.mock.patch.object(train, "SHARED", 0), \
+                unittest.mock.patch.object(train.rollout_batches, "__defaults__", (0,)):
+            train.learn(cfg, model, [], rs, torch.arange(9.0), random.Random(0))
+        for epoch in (seen[:9], seen[9:]):
+            self.assertEqual(sorted(epoch), [(3 + i, float(i)) for i in range(9)])
+        groups = [{x for x, _ in seen[k:k + 3]} for k in range(0, 18, 3)]
+        self.assertNotEqual(groups[:3], groups[3:])
+
+    def play(self, flags, steps=1):
+        """self_play with invented proposals and verdicts: (Config, [(used, adv, learning rates)] a step, the metrics'
+        rows, Game). A task's text says how many of its tries are right; replies differ in length."""
+        cfg, _ = train.parse([*TINY, "--tries", "4", "--tasks", "5", "--seed_tasks", "0", "--eval_every", "0",
+                              "--show_every", "1", "--steps", str(steps), *flags])
+        seen = []
+
+        def propose(cfg, model, ex, game, banned, step, rng, count):
+            out = []
+            for j, kind in enumerate(cfg.kinds.split(",")):
+                for right in (0, 1, 2, 3, 4, None):
+                    t = right if right is None else Task(kind, f"{right} {step}", ["1"], ["1"], ["1"], " add")
+                    out.append(selfplay.Rollout("propose", kind, [1], [2] * (2 + j), [-1.0] * (2 + j), t,
+                                                verdict="unparsable" if right is None else "valid"))
+            return out
+
+        def solve(cfg, model, ex, tasks, step):
+            out = []
+            for g, t in enumerate(tasks):
+                n = int(t.program[0]) if t.program[0] in "01234" else 0
+                t.rate = n / 4
+                out += [selfplay.Rollout("solve", t.kind, [1], [2] * (3 + 5 * (i < n) + i), [-1.0] * 3, t, g, "a",
+                                         v := "right" if i < n else "wrong", selfplay.SOLVE_REWARD[v])
+                        for i in range(4)]
+            return out
+
+        def learn(cfg, model, optimizers, used, adv, rng):
+            seen.append((used, adv, [g["lr"] for o in optimizers for g in o.param_groups]))
+            return Counter()
+        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()), \
+                unittest.mock.patch.multiple(train, propose=propose, solve=solve, learn=learn):
+            model, old = train.new_model(cfg), os.path.join(out, "eval.json")
+            open(old, "w").close()
+            game, _ = train.self_play(cfg, model, self.ex, {}, set(), model.state_dict(), out)
+            rows = evaluation.read_metrics(out)
+            self.assertFalse(os.path.exists(old), "of fewer steps: it would say that the run is finished")
+        return cfg, seen, rows, game
+
+    def test_what_is_learnt_and_how_loud(self):
+        """Tasks whose tries disagree, and all proposals, each whitened in its own cell (role, kind), by sequences or by
+        tokens, with the floor; zero_reward prices tasks that none or all of the tries solved."""
+        for flags in ([], ["--token_whiten", "true"], ["--zero_reward", "-0.5"], ["--negative", "0.5"],
+                      ["--floor", "3"], ["--advantage", "group"]):
+            cfg, ((used, adv, _),), _, _ = self.play(flags)
+            solved = [r for r in used if r.role == "solve"]
+            self.assertEqual({r.task.program[0] for r in solved}, set("123"))
+            rewards = {r.task.program[0]: r.reward for r in used if r.role == "propose" and r.task}
+            self.assertEqual(rewards, {"0": cfg.zero_reward, "1": 0.75, "2": 0.5, "3": 0.25, "4": cfg.zero_reward})
+            want = torch.zeros(len(used))
+            for cell in {(r.role, r.kind) for r in used}:
+                mine = [i for i, r in enumerate(used) if (r.role, r.kind) == cell]
+                rs = [used[i] for i in mine]
+                want[mine] = advantages([r.reward for r in rs], ["x"] * len(rs), [r.group for r in rs], cfg.advantage,
+                                        [len(r.reply) for r in rs] if cfg.token_whiten else None, cfg.floor)
+            want = torch.where(want < 0, want * cfg.negative, want)
+            self.assertTrue(torch.allclose(adv, want, atol=1e-5), flags)
+
+    def test_what_the_buffers_keep(self):
+        """Every valid task enters its buffer, whatever its rate; with previous_step a step solves the newest that the
+        step before brought, and the report has tries of what it proposed itself."""
+        _, _, rows, game = self.play([])
+        self.assertEqual([len(b) for b in game.buffers.values()], [6, 6, 6])
+        self.assertEqual(rows[0]["rollouts"], 3 * 5 * 4 + 18)
+        _, seen, rows, game = self.play(["--previous_step", "true", "--skip_flat", "false"], 2)
+        last = {r.task.program for r in seen[1][0] if r.role == "solve"}
+        self.assertEqual(last, {f"{right} 0" for right in range(5)})
+        self.assertTrue(all(t["tries"] for row in rows for t in row["tasks"]))
+        self.assertEqual(rows[0]["rollouts"], 3 * 4 + 3 * 5 * 4 + 18)
+
+    def test_learning_rates(self):
+        """The rate rises over lr_warmup steps, stands, and falls over the last lr_decay of them, to a twentieth at the
+        least; the sharpness's alike."""
+        cfg, seen, _, _ = self.play(["--lr_warmup", "4", "--lr_decay", "0.5", "--lr", "1", "--sharp_lr", "2"], 20)
+        rates = [lrs[0] for _, _, lrs in seen]
+        want = [0.25, 0.5, 0.75] + [1.0] * 8 + [k / 10 for k in range(9, 0, -1)]
+        self.assertTrue(np.allclose(rates, want), rates)
+        self.assertTrue(np.allclose([lrs[1] for _, _, lrs in seen], 2 * np.array(want)))
+
+    def test_figures_of_a_step(self):
+        """novel leaves out what did not parse; overclaim is of wrong answers alone; no update, no KL."""
+        R = selfplay.Rollout
+        cfg, task = train.Config(kinds="deduction"), Task("deduction", "p", ["1"], ["1"], ["1"], rate=0.5)
+        proposals = [R("propose", "deduction", [1], [END], [0.0], verdict=v, known=k)
+                     for v, k in (("unparsable", False), ("known", True), ("syntax", False), ("known", True))]
+        solves = [R("solve", "deduction", [1], [selfplay.RIGHT] * said + [END], [0.0], task, 0, "", v)
+                  for said, v in ((1, "right"), (1, "wrong"), (0, "wrong"), (1, "unparsable"))]
+        row = train.step_figures(cfg, self.ex, proposals, solves, [], torch.zeros(0), Counter())
+        self.assertNotIn("kl", row, "nothing was learnt, so nothing is said of it")
+        self.assertAlmostEqual(row["novel"]["deduction"], 1 / 3)
+        self.assertEqual(row["overclaim"]["deduction"], 0.5)
+
+    def test_controls_keep_out_the_suite(self):
+        """Generated tasks of the controls are never held-out ones, and are of even or of the warm-up's depths."""
+        cfg, rng = train.Config(), lambda: random.Random(1)
+        free = train.generated(cfg, self.ex, rng(), "deduction", 120, set())
+        depths = Counter(len(d.lines) for d, _, _ in free)
+        self.assertGreater(min(depths[k] for k in range(1, 7)), 8)
+        banned = {d.program for d, _, _ in free if len(d.lines) > 1}
+        again = train.generated(cfg, self.ex, rng(), "deduction", 120, banned)
+        self.assertFalse({d.program for d, _, _ in again} & banned)
+        cfg.depths = "rare"
+        depths = Counter(len(d.lines) for d, _, _ in train.generated(cfg, self.ex, rng(), "deduction", 120, set()))
+        self.assertGreater(depths[1], 70)
+
+    def test_seeding_fills_every_buffer(self):
+        """Seeding goes on until the emptiest buffer that is played has seed_tasks tasks."""
+        cfg, _ = train.parse([*TINY, "--seed_tasks", "5"])
+
+        def one(cfg, model, ex, game, banned, step, rng, count):
+            kinds = KINDS if step < -3 else KINDS[:1]
+            return [selfplay.Rollout("propose", k, [], [], [], Task(k, str(step), ["1"], ["1"], ["1"])) for k in kinds]
+        with unittest.mock.patch.object(train, "propose", one), contextlib.redirect_stdout(io.StringIO()):
+            game = train.seeded(cfg, None, self.ex, set())
+        self.assertEqual([len(b) for b in game.buffers.values()], [8, 5, 5])
+
+    def test_limits_that_hold_and_that_do_not(self):
+        """A single kind may have as many proposals as the places of all; a block must hold a proposal."""
+        self.assertEqual(train.parse([*TINY, "--kinds", "deduction", "--proposals", "12"])[0].proposals, 12)
+        with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit):
+            train.parse([*TINY, "--max_new", "8", "--block_size", "200"])
+
+    def test_warm_up_rates(self):
+        """The warm-up's rate rises over 30 steps, stands to the half, then falls in a line to a twentieth."""
+        cfg, _ = train.parse([*TINY, "--warmup_steps", "100", "--warmup_batch", "2"])
+        seen, model = [], train.new_model(cfg)
+        with unittest.mock.patch.object(train, "set_lr", lambda o, scale: seen.append(scale)), \
+                unittest.mock.patch.object(train, "accumulate", lambda *a: [{"loss": torch.zeros(())}]), \
+                unittest.mock.patch.object(train, "make_optimizers", lambda *a: []), \
+                contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as out:
+            train.train_base(cfg, model, self.ex, set(), out, f"{out}/part")
+        want = [(k + 1) / 30 for k in range(30)] + [1.0] * 20 + [max(0.05, 2 - k / 50) for k in range(50, 100)]
+        self.assertTrue(np.allclose(seen, want))
+
+    def test_a_restored_buffer_still_forgets(self):
+        """After --resume a full buffer drops its oldest task, as before."""
+        cfg, model = train.Config(buffer_size=2), small_model(3)
+        base, opts = model.state_dict(), train.make_optimizers(model, False, 0.0, 0.1)
+        game = train.Game({k: collections.deque([], 2) for k in KINDS}, set())
+        with tempfile.TemporaryDirectory() as tmp:
+            train.checkpoint(tmp, model, base, opts, game, 5, 1.5)
+            got, _, _ = train.restore(cfg, f"{tmp}/ckpt.pt", model, base, opts)
+        self.assertEqual({b.maxlen for b in got.buffers.values()}, {2})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2381,6 +2802,112 @@ class TestFigures(unittest.TestCase):
             self.assertGreater(len(lines), 20)
 
 
+class TestMeasures(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.ex = Executor(workers=1)
+        cls.addClassCleanup(cls.ex.close)
+
+    def test_what_is_asked(self):
+        """Greedy asks once at temperature 0, pass@k at 1; a right reply is counted for its own task, also behind one
+        that was not asked; too_long counts those; a prompt that just fits is asked."""
+        (a, _), (b, _) = selfplay.make_tasks(self.ex, [
+            ("deduction", "def f(x):\n    return x" + " + 1" * n, ["1"], "") for n in (30, 0)])
+        room, calls = len(selfplay.solve_prompt(b)) + 24, []
+
+        def oracle(model, wanted, max_new, temperature, tries, seed, dtype):
+            calls.append((len(wanted), temperature, tries))
+            return [[ANSWER, *encode("1"), END]] * (len(wanted) * tries), None
+        counts = {}
+        with unittest.mock.patch.object(evaluation, "generate", oracle):
+            cell = evaluation.evaluate(tiny_gpt(block_size=room), self.ex, {("deduction", 1): [a, b]}, 24, 4,
+                                       counts=counts)["deduction"]["1"]
+        self.assertEqual(calls, [(1, 0.0, 1), (1, 1.0, 4)])
+        self.assertEqual(counts["deduction"]["1"], {"greedy": [0, 1], "right": [0, 4], "samples": 4})
+        self.assertEqual((cell["too_long"], cell["pass@4"], cell["pass@1"]), (1, 0.5, 0.5))
+        self.assertEqual(cell["pass@1_ci"], evaluation.interval([[0, 1]]))
+
+    def test_depths_of_the_means(self):
+        """The figure by which runs are compared leaves depth 6 out; the deep one is of depths 4 to 6."""
+        table = {k: {str(d): {"m": d} for d in range(1, 7)} for k in KINDS}
+        self.assertEqual([evaluation.mean_at(table, "m", *evaluation.MEAN_CELLS[k]) for k in ("all", "deep")], [3, 5])
+
+    def test_interval_of_a_gain(self):
+        """A gain's interval is of its own kind's cells, with its own sign, and holds the gain; that of many cells is
+        narrower than that of one."""
+        result = evaluation.join(made_up_measure(0.4), made_up_measure(0.6))
+        for m in ("greedy", "pass@1"):
+            widths = {}
+            for over in ("deduction", "induction", "all", "deep"):
+                rise, (low, high) = evaluation.gain(result, m, over)
+                self.assertTrue(low < rise < high, (m, over))
+                widths[over] = high - low
+            self.assertLess(widths["all"], widths["deduction"])
+        cell = np.arange(10) % 2
+        low, high = evaluation.interval([cell, cell + 5])
+        self.assertTrue(2.5 < low < 3 < high < 3.5)
+
+    def test_spread(self):
+        """Mean, deviation with Bessel's factor, and Student's half width, by hand for 3 seeds."""
+        mean, std, half = evaluation.spread([1.0, 2.0, 6.0])
+        self.assertEqual(mean, 3.0)
+        self.assertAlmostEqual(std, 7 ** 0.5)
+        self.assertAlmostEqual(half, 4.30 * (7 / 3) ** 0.5)
+        self.assertIsNone(evaluation.mean([1.0, None]))
+
+    def rows(self, *given):
+        """Runs as read_runs gives them, from (name, seed, gain, more of the setting)."""
+        return [{"name": n, "setting": more, "seed": str(seed), "command": "", "start": 0.3, "rollouts": 1.0,
+                 "minutes": 1.0, "pass@1": 0.5, "record": {}, **{f"ci {m}": None for m in evaluation.COMPARED},
+                 **{f"gain {m}": g for m in (*evaluation.COMPARED, "pass@16")}} for n, seed, g, more in given]
+
+    def test_difference_and_its_interval(self):
+        """`minus` is row less first row, its half width Student's over the pairs; without `full` the row of the most
+        seeds leads; runs from other start networks have a table of their own."""
+        (a, b), = evaluation.group_runs(self.rows(("b", 1, 0.3, {}), ("b", 2, 0.5, {}), ("a", 1, 0.2, {}),
+                                                  ("a", 2, 0.3, {}), ("a", 3, 0.1, {})))
+        self.assertEqual((a["name"], b["name"]), ("a", "b"))
+        self.assertAlmostEqual(b["over pass@1"], 0.15)
+        self.assertAlmostEqual(b["over pass@1 half"], evaluation.spread([0.1, 0.2])[2])
+        for field in set(evaluation.BASE_FIELDS) - {"seed"}:
+            tables = evaluation.group_runs(self.rows(("a", 1, 0.2, {field: 1}), ("b", 1, 0.3, {field: 2})))
+            self.assertEqual(len(tables), 2, field)
+
+    def test_what_the_charts_are_given(self):
+        """Bars: the first and the last third of the run; before and after: each end's own figures; the tile: the
+        minutes of the last step; hidden pairs are the second half; a small evaluation stands behind its step."""
+        rates = [[8, 0, 0]] * 2 + [[0, 8, 0]] * 2 + [[0, 0, 8]] * 2
+        records = [{"step": i, "minutes": 1.0 + i, "rates": {"deduction": r}} for i, r in enumerate(rates)]
+        drawn = []
+        with unittest.mock.patch.object(evaluation, "chart", lambda title, unit, lines, *a, **k: drawn.append(lines)):
+            evaluation.rate_bars(records, "deduction")
+            evaluation.before_after(evaluation.join(made_up_measure(0.2), made_up_measure(0.8)), "deduction")
+        bars, ends = drawn
+        self.assertEqual(bars, {"first third": [(0, 1), (0.5, 0), (1, 0)], "last third": [(0, 0), (0.5, 0), (1, 1)]})
+        for m in ("pass@1", "greedy"):
+            self.assertTrue(all(a[1] < b[1] for a, b in zip(ends[f"{m} before"], ends[f"{m} after"])))
+        self.assertIn('<div class="big">6.0</div>minutes', evaluation.tiles(records, {}))
+        card = evaluation.task_card(0, {"kind": "induction", "program": "", "rate": 0, "inputs": list("1234"),
+                                        "outputs": list("5678"), "tries": []})
+        self.assertIn("<dt>pair</dt><dd>2 -&gt; 6</dd><dt>hidden pair</dt><dd>3 -&gt; 7</dd>", card)
+        record = {"step": 14, "eval": {"deduction": {"greedy": 0.5}}}
+        self.assertEqual(evaluation.held_out([record], {}, "greedy", "deduction"), [(15, 0.5)])
+
+    @only_one_of_the_people
+    def test_before_is_the_base(self):
+        """RUN measures the start network as `base` and the trained one as `final`."""
+        with tempfile.TemporaryDirectory() as d:
+            trained, seen = save_run(d), []
+
+            def measure(model, *rest):
+                seen.append(torch.equal(model.head.weight, trained.head.weight))
+                return made_up_measure(0.4)
+            with unittest.mock.patch.object(evaluation, "measure", measure), \
+                    unittest.mock.patch.object(evaluation, "print_result", lambda *a: None):
+                self.assertEqual(call_eval(d)[0], 0)
+        self.assertEqual(seen, [False, True])
+
+
 class TestSuite(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -2671,7 +3198,9 @@ class TestLoading(unittest.TestCase):
                        {"model": {**state, name: state[name] * float("nan")}},
                        {"model": {**state, name: state[name].int()}},
                        {"model": {**state, name: "x"}}, {"model": {**state, "more": state[name]}}, {"base": {}},
-                       {"base": None}, {"model": {**state, name: torch.zeros(1).expand(state[name].shape)}}):
+                       {"base": None}, {"model": {**state, name: torch.zeros(1).expand(state[name].shape)}},
+                       {"version": torch.zeros(2)}, {"model": {**state, name: state[name].double() * 1e300}},
+                       {"model": {**state, "smear": state["norm.weight"]}}):
             save_run(self.folder, **change)
             self.refused()
         torch.save([1, 2], self.file)
@@ -2784,7 +3313,15 @@ class TestCompare(unittest.TestCase):
                 self.assertEqual(code, 0)
                 texts.append([pathlib.Path(d, "out", name).read_text() for name in COMPARE_FILES])
             self.assertEqual(*texts)
-            self.assertLess(os.path.getsize(os.path.join(d, "kept", "a1.json")), 20_000)
+            kept = pathlib.Path(d, "kept", "a1.json")
+            self.assertLess(kept.stat().st_size, 20_000)
+            before, other = kept.read_bytes(), os.path.join(d, "elsewhere", "a1")
+            os.mkdir(os.path.dirname(other))
+            made_up_run(other, 7, 0.5)
+            for what, keep in ([other], "kept"), ([kept, other], "new"):
+                code, _, err = call_eval("--compare", *what, "--out", d, "--keep", os.path.join(d, keep))
+                self.assertEqual((code, err.count("\n")), (2, 1), "a record would take another's place")
+            self.assertEqual(kept.read_bytes(), before)
 
     def test_nothing_to_compare(self):
         """No finished run: exit code 2, and nothing is written."""

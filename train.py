@@ -938,6 +938,8 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
         game = seeded(cfg, model, ex, banned)
     labelled = fixed_set(cfg, ex, banned) if cfg.proposer == "fixed" else []
     rewind_metrics(out, "selfplay", first)
+    if first < cfg.steps and os.path.exists(os.path.join(out, "eval.json")):      # of fewer steps, if they were raised
+        os.remove(os.path.join(out, "eval.json"))
     small = {key: tasks[:evaluation.SMALL] for key, tasks in suite.items()}
 
     for step in range(first, cfg.steps):
