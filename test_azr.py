@@ -1256,7 +1256,8 @@ class TestTrain(unittest.TestCase):
                      parameter(cls, data, requires_grad), data)),
                  (torch.cuda, "is_available", lambda: True), (torch.cuda, "is_bf16_supported", lambda **k: True),
                  (torch.cuda, "get_device_name", lambda: "pretended"), (torch.cuda, "max_memory_allocated", lambda: 0),
-                 (torch.cuda, "is_current_stream_capturing", lambda: False),     # torch 2.11's optimizers ask
+                 (torch.cuda, "is_current_stream_capturing", lambda: False),     # torch 2.11's optimizers ask this,
+                 (torch.accelerator, "current_stream", lambda: SimpleNamespace(is_capturing=lambda: False)),  # 2.13's
                  (network, "_capture", lambda step, z: step),
                  (train, "generate", functools.partial(generate, rows=32)),
                  (evaluation, "generate", functools.partial(generate, rows=32))]
