@@ -3642,4 +3642,16 @@ class TestCommandLine(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    if len(sys.argv) > 1:
+        unittest.main()
+    # Everything: in two processes, for most of the slow tests wait for processes of their own
+    slow = ["TestTrain", "TestReadme", "TestCommandLine"]
+    quick = [name for name, value in globals().items() if isinstance(value, type)
+             and issubclass(value, unittest.TestCase) and name not in slow]
+    with tempfile.TemporaryFile("w+") as said:
+        other = subprocess.Popen([sys.executable, __file__, *quick], stdout=said, stderr=said)
+        done = unittest.main(defaultTest=slow, exit=False)
+        failed = other.wait() or not done.result.wasSuccessful()
+        said.seek(0)
+        print(said.read(), file=sys.stderr)
+    sys.exit(failed)
