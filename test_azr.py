@@ -1722,8 +1722,10 @@ class TestStep(unittest.TestCase):
         self.assertEqual([len(b) for b in game.buffers.values()], [8, 5, 5])
 
     def test_limits_that_hold_and_that_do_not(self):
-        """A single kind may have as many proposals as the places of all; a block must hold a proposal."""
+        """A single kind may have as many proposals as the places of all, a fixed set has none; a block must hold a
+        proposal."""
         self.assertEqual(train.parse([*TINY, "--kinds", "deduction", "--proposals", "12"])[0].proposals, 12)
+        train.parse([*TINY, "--proposer", "fixed", "--proposals", "40"])
         with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit):
             train.parse([*TINY, "--max_new", "8", "--block_size", "200"])
 
