@@ -1086,15 +1086,11 @@ def launch(test, args, log=os.devnull):
 
 def wait_for_line(process, log, start):
     """Returns once a line of log starts so."""
-    while not os.path.exists(log) or not re.search(rf"^{re.escape(start)}", read(log), re.MULTILINE):
+    log = pathlib.Path(log)
+    while not log.exists() or not re.search(rf"^{re.escape(start)}", log.read_text("utf-8"), re.MULTILINE):
         if process.exitcode is not None:
-            raise AssertionError(f"it ended with {process.exitcode}: {read(log)}")
+            raise AssertionError(f"it ended with {process.exitcode}: {log.read_text('utf-8')}")
         time.sleep(0.01)
-
-
-def read(path):
-    with open(path, encoding="utf-8") as f:
-        return f.read()
 
 
 def figures(folder):
@@ -1188,23 +1184,6 @@ class TestTrain(unittest.TestCase):
                     row = json.loads(f.readlines()[-1])
                 self.assertTrue(math.isfinite(row.get("kl", row.get("loss")) + row["grad_norm"]), flags)
 
-    def test_gates_of_a_proposal(self):
-        """A held-out program, or its pair however the input is spelt, becomes no task and is counted; nor does a
-        program that was proposed before, unless the novelty gate is off."""
-        cfg, _ = train.parse([*TINY, "--kinds", "deduction"])
-        program = "def f(x):\n    x = x + 1\n    return x * 2"
-        reply = [selfplay.PROGRAM, *encode(program), selfplay.INPUT, *encode("4 "), END]
-        with Executor(workers=1) as ex, unittest.mock.patch.object(
-                train, "generate", lambda *a, **k: ([reply] * 2, [[-1.0] * len(reply)] * 2)):
-            for cfg.novelty_gate, banned, whys in ((True, set(), ["valid", "known"]), (False, set(), ["valid"] * 2),
-                                                   (True, {program}, ["held out"] * 2),
-                                                   (True, {(program, "4")}, ["held out"] * 2)):
-                game = train.Game(selfplay.seed_buffers(ex, 9, cfg.n_inputs), set())
-                made = train.propose(cfg, None, ex, game, banned, 0, random.Random(0), 2)
-                self.assertEqual([r.verdict for r in made], whys)
-                self.assertEqual([r.task is None for r in made], [why != "valid" for why in whys])
-                self.assertEqual(game.held_out, whys.count("held out"))
-
     @only_one_of_the_people
     def test_what_is_learnt_from(self):
         """Flat tasks, the proposer's rollouts, the weight of its advantages and of negative ones: each switch acts.
@@ -1221,7 +1200,6 @@ class TestTrain(unittest.TestCase):
                          [(12, 0), (12, 6), (0, 6), (12, 0), (12, 0)])
         self.assertEqual([set(adv.tolist()) for _, adv in seen], [{-1}, {-1}, {-1}, {-3}, {0}])
 
-    @only_one_of_the_people
     def test_minibatches(self):
         """An update has as many optimizer steps as minibatches are asked for, whatever the number of rollouts."""
         cfg, model = train.Config(device="cpu", dtype="float32", micro_tokens=512), small_model(3)
@@ -1231,6 +1209,7 @@ class TestTrain(unittest.TestCase):
             total = train.learn(cfg, model, optimizers, rs, torch.ones(9), random.Random(0))
             self.assertEqual((total["updates"], total["tokens"]), (updates, 18))
 
+    @only_one_of_the_people
     def test_one_try(self):
         """--learn_tries 1: all n tries measure the solve rate, and the update learns from one a task."""
         with tempfile.TemporaryDirectory() as tmp:
@@ -1330,7 +1309,7 @@ class TestTrain(unittest.TestCase):
             p.join(60)
             self.assertEqual(p.exitcode, code)
             if times == 1:
-                self.assertIn(f"--resume {out}", read(log))
+                self.assertIn(f"--resume {out}", pathlib.Path(log).read_text("utf-8"))
             train.load(f"{out}/ckpt.pt", ("model", "game", "step"))
             time.sleep(0.3)
             self.assertFalse([pid for pid in workers if alive(pid)])
@@ -1358,10 +1337,10 @@ class TestTrain(unittest.TestCase):
             os.killpg(p.pid, signal.SIGINT)
             p.join(60)
             self.assertEqual(p.exitcode, 130)
-            self.assertIn("--resume", read(log))
+            self.assertIn("--resume", pathlib.Path(log).read_text("utf-8"))
             p = launch(self, command, log)
             p.join(100)
-            self.assertIn("resumed at step", read(log))
+            self.assertIn("resumed at step", pathlib.Path(log).read_text("utf-8"))
             with open(f"{tmp}/grid/paper_batch-s1/config.json") as f:
                 self.assertFalse(json.load(f)["skip_flat"])
             self.assertTrue(os.path.exists(f"{tmp}/grid/paper_batch-s1/eval.json"))
@@ -1495,6 +1474,18 @@ class TestStep(unittest.TestCase):
     @staticmethod
     def plain(program, arg="4"):
         return [selfplay.PROGRAM, *encode(program), selfplay.INPUT, *encode(arg), END]
+
+    def test_gates_of_a_proposal(self):
+        """A held-out program, or its pair however the input is spelt, becomes no task and is counted; nor does a
+        program that was proposed before, unless the novelty gate is off."""
+        program = "def f(x):\n    x = x + 1\n    return x * 2"
+        for gate, banned, whys in (("true", set(), ["valid", "known"]), ("false", set(), ["valid"] * 2),
+                                   ("true", {program}, ["held out"] * 2), ("true", {(program, "4")}, ["held out"] * 2)):
+            made, game, _ = self.propose(["--kinds", "deduction", "--novelty_gate", gate],
+                                         [self.plain(program, "4 ")] * 2, banned=banned)
+            self.assertEqual([r.verdict for r in made], whys)
+            self.assertEqual([r.task is None for r in made], [why != "valid" for why in whys])
+            self.assertEqual(game.held_out, whys.count("held out"))
 
     def test_proposals_that_fail_say_why(self):
         """A proposal that does not run, or leaves its solver no room, is no task and its verdict is the reason; without
@@ -2806,30 +2797,6 @@ class TestFigures(unittest.TestCase):
 
 
 class TestMeasures(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.ex = Executor(workers=1)
-        cls.addClassCleanup(cls.ex.close)
-
-    def test_what_is_asked(self):
-        """Greedy asks once at temperature 0, pass@k at 1; a right reply is counted for its own task, also behind one
-        that was not asked; too_long counts those; a prompt that just fits is asked."""
-        (a, _), (b, _) = selfplay.make_tasks(self.ex, [
-            ("deduction", "def f(x):\n    return x" + " + 1" * n, ["1"], "") for n in (30, 0)])
-        room, calls = len(selfplay.solve_prompt(b)) + 24, []
-
-        def oracle(model, wanted, max_new, temperature, tries, seed, dtype):
-            calls.append((len(wanted), temperature, tries))
-            return [[ANSWER, *encode("1"), END]] * (len(wanted) * tries), None
-        counts = {}
-        with unittest.mock.patch.object(evaluation, "generate", oracle):
-            cell = evaluation.evaluate(tiny_gpt(block_size=room), self.ex, {("deduction", 1): [a, b]}, 24, 4,
-                                       counts=counts)["deduction"]["1"]
-        self.assertEqual(calls, [(1, 0.0, 1), (1, 1.0, 4)])
-        self.assertEqual(counts["deduction"]["1"], {"greedy": [0, 1], "right": [0, 4], "samples": 4})
-        self.assertEqual((cell["too_long"], cell["pass@4"], cell["pass@1"]), (1, 0.5, 0.5))
-        self.assertEqual(cell["pass@1_ci"], evaluation.interval([[0, 1]]))
-
     def test_depths_of_the_means(self):
         """The figure by which runs are compared leaves depth 6 out; the deep one is of depths 4 to 6."""
         table = {k: {str(d): {"m": d} for d in range(1, 7)} for k in KINDS}
@@ -2926,6 +2893,25 @@ class TestSuite(unittest.TestCase):
         tasks = [t for tasks in suite.values() for t in tasks]
         results = self.ex.run([(t.program, i) for t in tasks for i in t.inputs])
         self.assertEqual([r.key for r in results], [key for t in tasks for key in t.keys])
+
+    def test_what_is_asked(self):
+        """Greedy asks once at temperature 0, pass@k at 1; a right reply is counted for its own task, also behind one
+        that was not asked; too_long counts those; a prompt that just fits is asked."""
+        (a, _), (b, _) = selfplay.make_tasks(self.ex, [
+            ("deduction", "def f(x):\n    return x" + " + 1" * n, ["1"], "") for n in (30, 0)])
+        room, calls = len(selfplay.solve_prompt(b)) + 24, []
+
+        def oracle(model, wanted, max_new, temperature, tries, seed, dtype):
+            calls.append((len(wanted), temperature, tries))
+            return [[ANSWER, *encode("1"), END]] * (len(wanted) * tries), None
+        counts = {}
+        with unittest.mock.patch.object(evaluation, "generate", oracle):
+            cell = evaluation.evaluate(tiny_gpt(block_size=room), self.ex, {("deduction", 1): [a, b]}, 24, 4,
+                                       counts=counts)["deduction"]["1"]
+        self.assertEqual(calls, [(1, 0.0, 1), (1, 1.0, 4)])
+        self.assertEqual(counts["deduction"]["1"], {"greedy": [0, 1], "right": [0, 4], "samples": 4})
+        self.assertEqual((cell["too_long"], cell["pass@4"], cell["pass@1"]), (1, 0.5, 0.5))
+        self.assertEqual(cell["pass@1_ci"], evaluation.interval([[0, 1]]))
 
     def test_deep_programs_hardly_repeat(self):
         """At depth 3 and more no program of a cell stands twice, so that n tasks are n tasks."""

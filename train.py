@@ -722,6 +722,12 @@ def rollout_loss(model, batch, cfg):
     return loss, {**stats, "entropy": entropy.sum()}
 
 
+def minibatches(cfg, items):
+    """As many parts as asked for, of equal size up to one, none empty."""
+    n = min(cfg.minibatches, len(items))
+    return [items[len(items) * k // n:len(items) * (k + 1) // n] for k in range(n)]
+
+
 def update(cfg, model, optimizers, batches, loss_fn, total):
     """One optimizer step over micro-batches; its figures are added to the Counter `total`."""
     total["padded"] += sum(b[0].numel() for b in batches)
@@ -755,9 +761,7 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
     total["mismatch"] = kl(torch.cat([old[mask] for _, _, mask, old, *_ in probe]), before)
     for _ in range(cfg.epochs):
         rng.shuffle(order)
-        n = min(cfg.minibatches, len(order))
-        for k in range(n):
-            part = order[len(order) * k // n:len(order) * (k + 1) // n]
+        for part in minibatches(cfg, order):
             batches = rollout_batches([rollouts[i] for i in part], adv[part], cfg)
             update(cfg, model, optimizers, batches, lambda m, b: rollout_loss(m, b, cfg), total)
     total["kl_after"] = kl(before, log_probs(cfg, model, probe))
@@ -1034,9 +1038,7 @@ def imitate(cfg, model, optimizers, demos, rng):
     are read for each try that RL would have made."""
     total = Counter()
     mine = selfplay.sample(demos, 3 * cfg.tasks * len(KINDS) * cfg.tries, rng)
-    n = min(cfg.minibatches, len(mine))
-    for k in range(n):
-        part = mine[len(mine) * k // n:len(mine) * (k + 1) // n]
+    for part in minibatches(cfg, mine):
         update(cfg, model, optimizers, demo_batches(part, cfg), demo_loss, total)
     return total
 
