@@ -35,6 +35,7 @@ Where we differ from the paper and from the authors' code:
 9) An answer that is no literal, no input, no program or a forbidden one counts as unparsable, -1 (the authors' code:
    wrong, -0.5).
 10) A proposer writes its task at once, without a thought; a held-out program (of depth 1: with its input) is not valid.
+    Programs are compared as text: with a comment more, one is another.
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
 """
@@ -84,7 +85,7 @@ class Rollout:
     answer: str = None         # solve: the text after <|answer|>
     verdict: str = ""          # "right", "wrong", "valid", or why not
     reward: float = 0.0
-    known: bool = False        # propose: an earlier proposal had its program, whether the novelty gate minds or not
+    known: bool = False        # propose: its program is in train.Game.known, whether the novelty gate minds or not
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,8 +151,9 @@ def parse_proposal(kind, reply, n_inputs):
 
 def as_data(ex, inputs):
     """Each input as repr would write it; None where an argument is no literal. It is read as the list of its arguments,
-    ("1, 'a'" as [1, 'a']); `1], [2` would be a tuple of two."""
-    written = ex.literals([f"[{i}]" for i in inputs])
+    ("1, 'a'" as [1, 'a']); `1], [2` would be a tuple of two. The newline ends a comment, which else would hide
+    the bracket."""
+    written = ex.literals([f"[{i}\n]" for i in inputs])
     return [r.value[1:-1] if r.ok and r.value[0] == "[" else None for r in written]
 
 
@@ -214,15 +216,18 @@ def judge_answers(ex, tasks, answers):
     outputs = iter(ex.literals([answer for task, answer in asked if task.kind in OUTPUT_KINDS]))
     inputs = iter(as_data(ex, [answer for task, answer in asked if task.kind == "abduction"]))
     # 2) What is to be run, [(program, input)]: the task's program on an input; a program on the hidden half of inputs
-    given, runs = [], []                             # of each answer; given: [its Result], where it is itself an output
-    for task, answer in zip(tasks, answers):
-        given.append([next(outputs)] if answer is not None and task.kind in OUTPUT_KINDS else [])
-        if answer is None or given[-1] or task.kind == "abduction" and next(inputs) is None:
-            runs.append([])
+    given, runs = [[] for _ in tasks], [[] for _ in tasks]     # given: [a Result], where the answer is itself an output
+    for i, (task, answer) in enumerate(zip(tasks, answers)):
+        if answer is None:
+            continue
+        if task.kind in OUTPUT_KINDS:
+            given[i] = [next(outputs)]
         elif task.kind == "abduction":
-            runs.append([(task.program, answer)])
+            data = next(inputs)
+            if data or data == task.inputs[0]:       # nothing is an input only where the program takes none
+                runs[i] = [(task.program, answer)]
         else:
-            runs.append([(answer, x) for x in task.inputs[len(task.inputs) // 2:]])
+            runs[i] = [(answer, x) for x in task.inputs[len(task.inputs) // 2:]]
     # 3) Compare keys: of the answer itself, or of the runs
     results, verdicts = iter(ex.run([job for mine in runs for job in mine])), []
     for task, rs, mine in zip(tasks, given, runs):
@@ -479,8 +484,9 @@ def is_banned(program, inputs, banned):
 
 def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
     """(draws, hits): a Draw for each depth asked for, and how many banned ones (the held-out suite's) were thrown away.
-    A draw is redone until it is not banned; keeps the length gate and repeats no line; runs on all its inputs, which
-    differ; of several inputs the hidden outputs are not all one; each operation changes x on the first input."""
+    A draw is redone until it is not banned; keeps the length gate's tokens (not max_lines) and repeats no line; runs on
+    all its inputs, which differ (so of induction's programs 1 in 20 takes an int, for ints are few, of the others' 1 in
+    6); of several inputs the hidden outputs are not all one; each operation changes x on the first input."""
     draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
     while todo:
         tried, jobs = [], []

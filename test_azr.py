@@ -508,6 +508,10 @@ class TestGame(unittest.TestCase):
         self.assertEqual(verdicts, ["unparsable", "wrong", "wrong"])
         bad = replace(abd, program="def f(x) return x")
         self.assertEqual(selfplay.judge_answers(self.ex, [bad], ["7"]), ["wrong"])
+        no_input = selfplay.make_tasks(self.ex, [("abduction", "def f():\n    return 7", [""], "")])[0][0]
+        for task, answer, verdict in ((abd, "", "unparsable"), (no_input, "", "right"), (abd, "1  # c", "right"),
+                                      (abd, "0] # c", "unparsable")):
+            self.assertEqual(selfplay.judge_answers(self.ex, [task], [answer]), [verdict], answer)
 
     def test_what_is_banned(self):
         """Of depth 1 the pairs, whichever of the inputs it is; from depth 2 on the program, whatever its input."""
@@ -754,8 +758,9 @@ class TestGame(unittest.TestCase):
     def test_inputs_are_compared_by_value(self):
         """Another spelling of an input is the same input to the gates; what is no literal, or would close the bracket,
         stays as it was written, and is judged as that."""
-        written = ["1 ", "[ 1,2 ]", '"a"', "1,2", "x=1", "1], [2", "1) or (2", "", "2 * 3", "[1"]
-        plain = ["1", "[1, 2]", "'a'", "1, 2", "x=1", "1], [2", "1) or (2", "", "2 * 3", "[1"]
+        written = ["1 ", "[ 1,2 ]", '"a"', "1,2", "x=1", "1], [2", "1) or (2", "", "2 * 3", "[1",
+                   "1] # 2", "1 # 2"]
+        plain = ["1", "[1, 2]", "'a'", "1, 2", "x=1", "1], [2", "1) or (2", "", "2 * 3", "[1", "1] # 2", "1"]
         self.assertEqual(selfplay.plain_inputs(self.ex, [("p", written, ""), None, (None, ["0x1"], " add")]),
                          [("p", plain, ""), None, (None, ["1"], " add")])
         same = "def f(x):\n    return {1: 2, 3: 4} if x else {3: 4, 1: 2}"
@@ -825,11 +830,14 @@ class TestGame(unittest.TestCase):
 
     def test_seeding_says_when_nothing_comes(self):
         """A start network that proposes nothing valid is said aloud: a run would only look as if it played."""
-        for seed_tasks, said in ((16, True), (1, False)):
+        identity = selfplay.seed_buffers(self.ex, 9, 6)["deduction"][0]
+        many = [selfplay.Rollout("propose", k, [], [], [], replace(identity, kind=k)) for k in KINDS]
+        for seed_tasks, tasks, each, said in ((16, 64, [], True), (1, 64, [], False), (999, 1, many, False)):
             out = io.StringIO()
-            with unittest.mock.patch.object(train, "propose", return_value=[]), contextlib.redirect_stdout(out):
-                train.seeded(train.Config(seed_tasks=seed_tasks), None, self.ex, set())
+            with unittest.mock.patch.object(train, "propose", return_value=each), contextlib.redirect_stdout(out):
+                game = train.seeded(train.Config(seed_tasks=seed_tasks, tasks=tasks), None, self.ex, set())
             self.assertEqual("warning" in out.getvalue(), said)
+            self.assertEqual(game.known, {identity.program}, "which is not new: it is there from the start")
 
     def test_banned_never_drawn(self):
         """No held-out pair, and from depth 2 on no held-out program, is ever drawn for the warm-up."""
@@ -1348,6 +1356,9 @@ class TestTrain(unittest.TestCase):
                 train.main([*command, "--steps", "4"])
             self.assertEqual(caught.exception.code, 2, "a row of other settings is neither taken nor overwritten")
             self.assertIn("made with another --steps", said.getvalue())
+            said = refusal(self, train.main, ["--ablation", "all", "--tasks", "48", "--out", f"{tmp}/other"])
+            self.assertIn("--proposals 64", said)
+            self.assertFalse(os.path.exists(f"{tmp}/other"), "a row that cannot run is found before the others have")
 
     def test_faults_are_named(self):
         """Disk full, a read-only folder, a full GPU: one line that says what to do, and nothing half written."""
@@ -1371,6 +1382,9 @@ class TestTrain(unittest.TestCase):
             refusal(self, train.lock, tmp)
             held.close()
             train.lock(tmp).close()
+            with unittest.mock.patch.object(train, "run"):           # killed before it wrote anything: begun again
+                train.main(["--out", tmp, *TINY])
+            self.assertIn("not empty", refusal(self, train.main, ["--out", tmp, *TINY]))
 
     def test_nan_stops_before_the_step(self):
         """A gradient that is not finite changes no weight; the run then stops with the last good checkpoint."""
@@ -1427,6 +1441,7 @@ class TestTrain(unittest.TestCase):
             got, step, minutes = train.restore(cfg, path, small_model(4), base, other)
             said = refusal(self, train.restore, cfg, path, model, small_model(5).state_dict(), other)
             data = torch.load(path, weights_only=True)
+            self.assertIn("to 5 or more", refusal(self, train.restore, replace(cfg, steps=4), path, model, base, other))
             for part, junk, words in (("model", {}, "does not fit"), ("optimizers", [], "another optimizer"),
                                       ("game", {}, "damaged"), ("base", None, "damaged"), ("step", -3, "damaged"),
                                       ("minutes", None, "damaged")):
@@ -1573,14 +1588,15 @@ class TestStep(unittest.TestCase):
 
     def test_gradient_is_clipped(self):
         """No update is longer than grad_clip allows, and it is the length before that is reported."""
-        cfg, model = train.Config(device="cpu", dtype="float32", micro_tokens=512, grad_clip=0.01), small_model(3)
-        before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-        r = selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [-2.0, -1.0])
-        total = train.learn(cfg, model, [torch.optim.SGD(model.parameters(), lr=1.0)], [r], torch.ones(1),
-                            random.Random(0))
-        moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
-        self.assertAlmostEqual(moved.norm().item(), 0.01, places=4)
-        self.assertGreater(total["grad_norm"], 0.01)
+        for most in (0.01, 0.0):                                     # 0: no limit
+            cfg, model = train.Config(device="cpu", dtype="float32", micro_tokens=512, grad_clip=most), small_model(3)
+            before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+            r = selfplay.Rollout("solve", "deduction", [1, 2], [3, END], [-2.0, -1.0])
+            total = train.learn(cfg, model, [torch.optim.SGD(model.parameters(), lr=1.0)], [r], torch.ones(1),
+                                random.Random(0))
+            moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+            self.assertGreater(total["grad_norm"], 0.01)
+            self.assertAlmostEqual(moved.norm().item(), most or total["grad_norm"], places=4)
 
     def test_epochs_and_shuffling(self):
         """Every epoch reads all rollouts once, in an order of its own, each with its own advantage."""
@@ -1685,6 +1701,7 @@ class TestStep(unittest.TestCase):
                   for said, v in ((1, "right"), (1, "wrong"), (0, "wrong"), (1, "unparsable"))]
         row = train.step_figures(cfg, self.ex, proposals, solves, [], torch.zeros(0), Counter())
         self.assertNotIn("kl", row, "nothing was learnt, so nothing is said of it")
+        self.assertIsNone(row["padding"])
         self.assertAlmostEqual(row["novel"]["deduction"], 1 / 3)
         self.assertEqual(row["overclaim"]["deduction"], 0.5)
 

@@ -115,8 +115,9 @@ class Config:
     fill: str = "learnable"       # learnable | uniform: which buffer tasks fill the solver's batch
     novelty_gate: bool = True     # a program that was proposed before is not valid
     length_gate: bool = True      # bounds programs and inputs of proposals (outputs always are: selfplay.MAX_VALUE)
-    max_lines: int = 6            # of a proposed program, between `def` and `return`
-    validity_gate: bool = True    # False: what fails to run enters the buffer, with the output None
+    max_lines: int = 6            # of a proposed program, between `def` and `return` (generated: a line an operation)
+    validity_gate: bool = True    # False: what fails to run enters the buffer, with the output None, and hidden outputs
+                                  # may be all the same
     previous_step: bool = False   # True: solve the tasks of the step before, as the authors' code does
     # --- reward
     proposer_reward: str = "learnability"  # learnability (Eq. 4) | uncertainty | valid | none
@@ -136,10 +137,10 @@ class Config:
     sharp_lr: float = 0.007       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps have unit size whatever the gradient
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls (a twentieth at the least)
-    minibatches: int = 1          # updates a step; with 1 the ratio is 1, up to rounding, and the clip has no work
-    epochs: int = 1
-    clip: float = 0.2
-    grad_clip: float = 1.0
+    minibatches: int = 1          # updates a pass; with one, and one pass, the ratio is 1, and the clip has no work
+    epochs: int = 1               # passes over a step's rollouts (rl only)
+    clip: float = 0.2             # of the ratio, Eq. 9
+    grad_clip: float = 1.0        # longest gradient of an update; 0: any
     micro_tokens: int = 0         # tokens a micro-batch, about; 0: 3072 on a CPU (fits its cache), 12288 on CUDA
     # --- measuring
     suite_n: int = 150            # held-out tasks a kind and depth
@@ -734,7 +735,7 @@ def update(cfg, model, optimizers, batches, loss_fn, total):
     total["read"] += sum(int(b[0].ne(network.PAD).sum()) for b in batches)
     for stats in accumulate(model, batches, loss_fn, cfg.dtype):
         total.update({k: float(v) for k, v in stats.items()})
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf))
     total.update(updates=1, grad_norm=norm)
     if math.isfinite(norm):                           # else self_play stops
         for o in optimizers:
@@ -824,7 +825,7 @@ def step_figures(cfg, ex, proposals, solves, used, adv, stats):
     elif cfg.learner != "rl":                         # imitation samples nothing, and has a loss instead
         row["loss"] = stats["loss"] / max(1, stats["updates"])
     row.update(grad_norm=stats["grad_norm"] / max(1, stats["updates"]), with_gradient=int((adv != 0).sum()),
-               learnt=len(used), padding=1 - stats["read"] / max(1, stats["padded"]))
+               learnt=len(used), padding=1 - stats["read"] / stats["padded"] if stats["padded"] else None)
     return row
 
 
@@ -896,6 +897,8 @@ def restore(cfg, path, model, base, optimizers):
         g, step, minutes = data["game"], data["step"], data["minutes"]
         if type(step) is not int or step < 0 or type(minutes) is not float:
             raise ValueError("step or minutes")
+        if step > cfg.steps:
+            fail(f"{path} is of step {step}: set steps, now {cfg.steps}, to {step} or more in config.json")
         buffers = {k: deque((Task(**t) for t in g["buffers"][k]), cfg.buffer_size) for k in KINDS}
         return Game(**{**g, "known": set(g["known"]), "buffers": buffers}), step, minutes
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -911,8 +914,9 @@ def leave(out):
 def seeded(cfg, model, ex, banned):
     """Section 3.3.1: from the identity program alone, the model proposes until the buffer of each kind that is played
     holds seed_tasks tasks or more (50 rounds at the most). Nothing is learnt."""
-    game = Game(selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs), set())
-    wanted = 0 if cfg.proposer == "fixed" else min(cfg.seed_tasks, cfg.buffer_size)
+    buffers = selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs)
+    game = Game(buffers, {t.program for b in buffers.values() for t in b})
+    wanted = 0 if cfg.proposer == "fixed" else min(cfg.seed_tasks, cfg.buffer_size, 50 * cfg.tasks)
     for s in range(1, 52):
         fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
         if fewest >= wanted or s == 51:
@@ -962,7 +966,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
 
         # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
         solves, priced = solve(cfg, model, ex, tasks, step) if cfg.learner == "rl" else [], []
-        if cfg.previous_step:     # fresh tasks wait a step, but their proposers are paid now: by tries for that alone
+        if cfg.previous_step:     # but their proposers are paid now, by tries that nobody learns from
             priced = solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6)   # a seed of its own
         for r in proposals:
             r.reward = selfplay.propose_reward(r.verdict, r.task.rate if r.task else -1.0, cfg.proposer_reward,
@@ -979,8 +983,9 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             used, adv, stats = [], torch.zeros(0), imitate(cfg, model, optimizers, labelled, rng)
         else:
             groups = [solves[i:i + cfg.tries] for i in range(0, len(solves), cfg.tries)]     # the tries of each task
-            used = [r for tries in groups if not cfg.skip_flat or len({r.reward for r in tries}) > 1
-                    for r in tries[:cfg.learn_tries or cfg.tries]]
+            if cfg.skip_flat:                 # judged by all tries, even if only some are learnt from
+                groups = [tries for tries in groups if len({r.reward for r in tries}) > 1]
+            used = [r for tries in groups for r in tries[:cfg.learn_tries or cfg.tries]]
             used += proposals if cfg.proposer == "train" else []
             adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
@@ -1091,6 +1096,8 @@ def grid(cfg, args):
     jobs = [(name, seed) for seed in range(cfg.seed, cfg.seed + (args.seeds or 1)) for name in names]
     rest = [text for flag, value in vars(args).items() if value is not None          # the flags that every row gets
             and flag not in ("ablation", "seed", "seeds", "out", "name") for text in ("--" + flag, str(value))]
+    for name in names:                                # whom these flags do not suit is refused now, not hours later
+        parse(["--ablation", name, *rest])
     for name, seed in tqdm(jobs, "grid"):
         out = os.path.join(args.out or "runs/grid", f"{name}-s{seed}")
         how, begun = ["--ablation", name, "--seed", str(seed), *rest], os.path.exists(os.path.join(out, "config.json"))
@@ -1128,7 +1135,7 @@ def main(argv=None):
     else:
         name = f"runs/{cfg.name}-{args.preset}-s{cfg.seed}"
         out = args.out or next(p for p in (name, *(f"{name}-{n}" for n in range(2, 10 ** 6))) if not os.path.exists(p))
-        if os.path.isdir(out) and os.listdir(out):
+        if os.path.isdir(out) and set(os.listdir(out)) - {".lock"}:
             fail(f"{out} is not empty: give another --out, or go on with --resume {out}")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
