@@ -10,7 +10,7 @@ Where we differ from the paper and from the authors' code:
 1) The paper measures on benchmarks for people (HumanEval+, LiveCodeBench, AIME), greedy, one run. A small network from
    random weights can read none of them, so the suite comes from the warm-up's generator. Far from it stand `PEOPLE`, 40
    functions as people write them, and any file in CRUXEval's format (--tasks); expect little there.
-2) Greedy and pass@1 have 95 % bootstrap intervals over tasks, every comparison is paired and states its seeds.
+2) Gains have paired 95 % bootstrap intervals over tasks, comparisons of runs intervals over seeds.
 3) Tasks of the suite are kept out of warm-up and self-play by train.py, which counts the hits.
 4) A prompt with no room for a reply counts as wrong, and is counted aloud: nothing is dropped to look better.
 5) All that is read here may come from a stranger (checkpoint, task file, model text in a report): it is checked,
@@ -172,18 +172,18 @@ def mean_at(table, metric, *cells):
 
 
 def shares(cell, metric):
-    """One figure a task, the share of its replies that were right, from a cell of counts as evaluate collects them."""
-    right = cell["greedy" if metric == "greedy" else "right"][:10_000]  # suite_n's most; a stranger may write more
-    return np.array(right, float) / (1 if metric == "greedy" else cell["samples"])
+    """A metric's figure for each task, from a cell of counts as evaluate collects them."""
+    right, n, k = (cell["greedy"], 1, 1) if metric == "greedy" else (cell["right"], cell["samples"], int(metric[5:]))
+    return pass_at_k(right[:10_000], n, k)  # suite_n's most; a stranger may write more
 
 
 def gain(result, metric, over="all"):
     """(final - base as a share, its 95 % interval) over MEAN_CELLS[over]; None for what the result, as eval.json holds
-    it, does not give. Paired: how hard a task is cancels out. pass@16 has no interval."""
+    it, does not give. Paired: how hard a task is cancels out."""
     before, after = (mean_at(result.get(end), metric, *MEAN_CELLS[over]) for end, _ in ENDS)
     if before is None or after is None:
         return None, None
-    if metric == "pass@16" or "counts" not in result:
+    if "counts" not in result:
         return after - before, None
     old, new = (result["counts"][end] for end, _ in ENDS)
     return after - before, interval([shares(new[k][d], metric) - shares(old[k][d], metric)
@@ -241,12 +241,9 @@ def table_lines(result):
     if base:
         lines += ["", "gain in points over depths 1-5, with its paired 95 % interval over tasks"]
         for label in (*KINDS, "all"):
-            text = f"{label:9}"
-            for m in METRICS:
-                rise, ci = gain(result, m, label)
-                if rise is not None:
-                    text += f" {m} {percent(rise, '+'):>5}{brackets(ci).replace(', ', ',')}".ljust(26)
-            lines.append(text.rstrip())
+            gains = [gain(result, m, label) for m in METRICS]
+            lines.append(f"{label:16}" + "".join(f"{percent(rise, '+') + brackets(ci).replace(', ', ','):>20}"
+                                                 for rise, ci in gains))
     return lines
 
 

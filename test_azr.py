@@ -2830,6 +2830,9 @@ class TestMeasures(unittest.TestCase):
                 self.assertTrue(low < rise < high, (m, over))
                 widths[over] = high - low
             self.assertLess(widths["all"], widths["deduction"])
+        cell = {"greedy": [1, 0, 1], "right": [0, 1, 16], "samples": 16}
+        for m, want in (("greedy", [1, 0, 1]), ("pass@1", [0, 1 / 16, 1]), ("pass@16", [0, 1, 1])):
+            self.assertEqual(evaluation.shares(cell, m).tolist(), want)
         cell = np.arange(10) % 2
         low, high = evaluation.interval([cell, cell + 5])
         self.assertTrue(2.5 < low < 3 < high < 3.5)
