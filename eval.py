@@ -61,7 +61,7 @@ BASE_FIELDS = (  # of a run's config: what a start network depends on. Runs that
 MEAN_CELLS = {k: [(k, str(d)) for d in MEAN_DEPTHS] for k in KINDS}  # the cells of a table, for means and gains
 MEAN_CELLS["all"] = sum(MEAN_CELLS.values(), [])
 MEAN_CELLS["deep"] = [(k, str(d)) for k in KINDS for d in DEEP]
-COMPARED = ("greedy", "pass@1", "pass@1 deep")  # gains that --compare gives an interval
+COMPARED = ("greedy", "pass@1", "pass@1 deep", "pass@16")  # gains that --compare gives an interval
 
 
 def fail(message):
@@ -676,7 +676,7 @@ def group_runs(runs):
         for m in COMPARED:
             row["gain " + m], _, half = spread([r["gain " + m] for r in mine])
             row["ci " + m] = mine[0]["ci " + m] if half is None else (row["gain " + m] - half, row["gain " + m] + half)
-        for k in ("rollouts", "minutes", "gain pass@16"):
+        for k in ("rollouts", "minutes"):
             row[k] = mean([r[k] for r in mine])
         starts.setdefault(json.dumps([setting.get(k, False) for k in BASE_FIELDS]), []).append(row)  # seed is in OWN
     for rows in starts.values():
@@ -711,7 +711,7 @@ def compare_table(tables):
                     for m in COMPARED}
             cells = [cell(r["name"]), str(r["seeds"]), give(r["pass@1"], r["pass@1 std"]), rise["pass@1"],
                      over["pass@1"], rise["greedy"], rise["pass@1 deep"], over["pass@1 deep"],
-                     percent(r["gain pass@16"], "+"), "-" if r["rollouts"] is None else f"{r['rollouts']:,.0f}",
+                     rise["pass@16"], "-" if r["rollouts"] is None else f"{r['rollouts']:,.0f}",
                      "-" if r["minutes"] is None else f"{r['minutes']:.1f}", r["command"] and f"`{cell(r['command'])}`"]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
