@@ -642,7 +642,8 @@ def read_runs(paths):
                 for k, label in ("all", m), ("deep", m + " deep"):
                     run["gain " + label], run["ci " + label] = gains[m][k]
         if any(all(run[k] == r[k] for k in ("name", "setting", "seed")) for r in runs):
-            print(f"{path}: setting and seed of a run before it, so no new evidence; skipped", file=sys.stderr)
+            print(f"{path}: setting and seed of a run before it; skipped. If code or machine differ, compare it apart, "
+                  "or train it with a --name of its own", file=sys.stderr)
         else:
             runs.append(run)
     return runs
@@ -707,8 +708,7 @@ def compare_table(tables):
         lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for r in rows:
             rise = {m: percent(r["gain " + m], "+") + brackets(r["ci " + m], "+") for m in COMPARED}
-            over = {m: "" if r is rows[0] or r["over " + m] is None else give(r["over " + m], r[f"over {m} half"], "+")
-                    for m in COMPARED}
+            over = {m: "" if r is rows[0] else give(r["over " + m], r[f"over {m} half"], "+") for m in COMPARED}
             cells = [cell(r["name"]), str(r["seeds"]), give(r["pass@1"], r["pass@1 std"]), rise["pass@1"],
                      over["pass@1"], rise["greedy"], rise["pass@1 deep"], over["pass@1 deep"],
                      rise["pass@16"], "-" if r["rollouts"] is None else f"{r['rollouts']:,.0f}",
