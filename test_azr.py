@@ -22,6 +22,7 @@ import pickle
 import random
 import re
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -3510,13 +3511,11 @@ class TestReadme(unittest.TestCase):
 
     def test_its_script_runs(self):
         """The script of exercise 5 measures a run's folder: three kinds, four figures each."""
-        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
-            (script,) = [part.split("```")[0] for part in f.read().split("```python\n")[1:]]
         with tempfile.TemporaryDirectory() as run:
             save_run(run)
             with contextlib.redirect_stdout(io.StringIO()) as said, \
                     unittest.mock.patch.object(sys, "argv", ["", run]):
-                exec(textwrap.dedent(script), {})
+                runpy.run_path(os.path.join(HERE, "results", "parts.py"))
         line = r"\w+ .{13} \d+\.\d  candidates [\d.]+  wrong ones marked right [\d.]+\n"
         self.assertRegex(said.getvalue(), rf"\A({line}){{12}}\Z")
 
