@@ -44,7 +44,7 @@ import torch
 
 import executor
 import model as network
-from model import END, GPT, GPTConfig, PAD, VOCAB_SIZE, generate, generate_naive, pad_rows
+from model import GPT, GPTConfig, PAD, VOCAB_SIZE, generate, generate_naive, pad_rows
 from selfplay import (KINDS, MAX_DEPTH, Rollout, Task, draw_programs, judge_answers, make_tasks, parse_answer,
                       solve_prompt)
 
@@ -1078,34 +1078,6 @@ def plain_step(model, rows, optimizer):
     optimizer.step()
 
 
-def qwen3_twin(model):
-    """The same network and weights as Hugging Face transformers' Qwen3; right to left it is how to load a published
-    decoder. None without that library, which is no requirement of ours (`pip install transformers`)."""
-    try:
-        import transformers
-    except ImportError:
-        return None
-    c = model.config
-    twin = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
-        vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.n_inner, num_hidden_layers=c.n_layer,
-        num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
-        max_position_embeddings=c.block_size, tie_word_embeddings=False, rope_theta=c.rope_theta)).eval()
-    weights = {"model.embed_tokens": model.embed.weight, "model.norm": model.norm.weight, "lm_head": model.head.weight}
-    for i, b in enumerate(model.blocks):
-        kv = c.n_kv_head * c.head_dim
-        q, k, v = b.qkv.weight.split([c.n_head * c.head_dim, kv, kv])
-        q, k, q_norm, k_norm = (w.unflatten(0, (-1, c.head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)  # its channel
-                                for w in (q, k, b.q_norm.weight, b.k_norm.weight))         # pairs: (i, i + hd / 2)
-        gate, up = b.gate_up.weight.chunk(2)
-        weights.update({f"model.layers.{i}.{name}": w for name, w in {
-            "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": b.proj.weight,
-            "self_attn.q_norm": q_norm, "self_attn.k_norm": k_norm, "mlp.gate_proj": gate,
-            "mlp.up_proj": up, "mlp.down_proj": b.down.weight, "input_layernorm": b.norm1.weight,
-            "post_attention_layernorm": b.norm2.weight}.items()})
-    twin.load_state_dict({f"{name}.weight": w.detach().clone() for name, w in weights.items()})
-    return twin
-
-
 def seconds(work, repeat=3, threads=1):
     """The best of some repeats, with torch on so many threads: noise on a shared machine only ever adds."""
     torch.set_num_threads(threads)
@@ -1113,44 +1085,10 @@ def seconds(work, repeat=3, threads=1):
     return min(timeit.repeat(lambda: (work(), wait()), number=1, repeat=repeat))
 
 
-def library_rate(model, prompts, longest, least):
-    """Tokens/s of the library's cached `generate`, 8 tries a prompt, replies of `least` to `longest` tokens; in the
-    better of its number types. 0 without the library."""
-    twin = qwen3_twin(model)
-    if twin is None:
-        return 0.0
-    width, rates = max(map(len, prompts)), []
-    idx = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts]).repeat_interleave(8, 0)  # left-padded
-    torch.set_num_threads(network.cores())
-    for dtype in (torch.float32, torch.bfloat16) * 2:
-        start = time.perf_counter()
-        with torch.inference_mode():
-            out = twin.to(dtype).generate(
-                idx, attention_mask=idx.ne(PAD).long(), do_sample=True, top_k=0, max_new_tokens=longest,
-                min_new_tokens=least, pad_token_id=PAD, eos_token_id=END, bos_token_id=END)
-        rates.append(int(out[:, width:].ne(PAD).sum()) / (time.perf_counter() - start))
-    return max(rates)
-
-
 def flops_per_token(model, context=80):
     """Forward FLOPs a token: 2 a weight (the embedding is a look-up), plus scores and values over `context`."""
     c = model.config
     return 2 * (model.num_params() - model.embed.weight.numel()) + 4 * c.n_layer * c.n_head * c.head_dim * context
-
-
-def bench_library(model, cfg, prompts):
-    """Tokens/s of transformers' generate, which is no requirement of ours, with replies of one length; and of both of
-    us with replies of uneven length, as in self-play: there the library carries the ended rows along."""
-    ender = copy.deepcopy(model)                # its replies end by themselves:
-    with torch.no_grad():                       # a constant channel and its weight: one token in 64 or so is the end
-        ender.embed.weight[:, 0], ender.head.weight[END] = 3, 0
-        ender.head.weight[END, 0] = 0.19
-    lengths = [len(r) for r in generate(ender, prompts, cfg.max_new, tries=8, dtype=cfg.dtype)[0]]
-    ours = seconds(lambda: generate(ender, prompts, cfg.max_new, tries=8, dtype=cfg.dtype))
-    return {"library_tokens_per_s": library_rate(model, prompts, STEPS, STEPS),
-            "uneven_tokens_per_s": sum(lengths) / ours,
-            "uneven_library_tokens_per_s": library_rate(ender, prompts, cfg.max_new, 1),
-            "uneven_mean_length": sum(lengths) / len(lengths), "uneven_max_length": max(lengths)}
 
 
 def made_up_rollouts(prompts, rng):
@@ -1254,8 +1192,7 @@ def bench(folder, unsafe):
     sampling, learning, shared = bench_ladders(model, cfg, prompts)
     naive, fast, plain, learnt = (rungs[end][1] for rungs in (sampling, learning) for end in (0, -1))
     flops = flops_per_token(model)
-    s = {"tokens_per_s": fast, "naive_tokens_per_s": naive, "ratio": fast / naive,
-         "share_of_peak": fast * flops / peak, **bench_library(model, cfg, prompts)}
+    s = {"tokens_per_s": fast, "naive_tokens_per_s": naive, "ratio": fast / naive, "share_of_peak": fast * flops / peak}
     t = {"tokens_per_s": learnt, "plain_tokens_per_s": plain, "ratio": learnt / plain, "prompts_shared": shared,
          "share_of_peak": 3 * (1 - shared) * learnt * flops / peak}
     print(f"{cores} cores, {cfg.dtype}, matrix products at {peak / 1e9:,.0f} GFLOP/s, {model.num_params():,} weights\n")
@@ -1263,19 +1200,14 @@ def bench(folder, unsafe):
     for name, ours, other, share in (
             ("sampled tokens/s", fast, naive, s["share_of_peak"]),
             ("  rollouts/s", fast / STEPS, naive / STEPS, None),
-            ("  beside transformers", fast, s["library_tokens_per_s"], None),
-            ("  of uneven length", s["uneven_tokens_per_s"], s["uneven_library_tokens_per_s"], None),
             ("learnt tokens/s", learnt, plain, t["share_of_peak"]),
             ("checked programs/s", p["checked_per_s"], p["fresh_process_per_s"], p["share_of_limit"])):
-        if other:                               # 0 where transformers is not installed
-            print(f"{name:22}{ours:12,.0f}{other:12,.0f}{ours / other:8.1f}x" + (f"{share:10.1%}" if share else ""))
+        print(f"{name:22}{ours:12,.0f}{other:12,.0f}{ours / other:8.1f}x" + (f"{share:10.1%}" if share else ""))
     print("\nladder, tokens/s", *(f"  {name:40}{rate:10,.0f}" for name, rate in sampling + learning), sep="\n")
     print(f"\n1,000 programs with 1 % endless ones: {p['endless_1pct_s']:.2f} s\n\n"
           "naive: sampling without a cache, one row at a time; learning in padded float32 batches with all logits;\n"
           "a fresh interpreter for each program, one at a time. limit: the matrix peak; programs run bare, twice, on\n"
-          "all cores. "
-          f"uneven: replies of {s['uneven_mean_length']:.0f} tokens on average, "
-          f"{s['uneven_max_length']} at most, as in self-play.")
+          "all cores.")
     gpu = None
     if torch.cuda.is_available():
         network.tune("cuda")
