@@ -1043,10 +1043,9 @@ def report(folder):
         section(title, text, [chart(t, unit, lines(records, wanted), span=span) for t, unit, span, wanted in charts])
     section("How hard its tasks are", "Solve rates of valid tasks. Those at 0 and 1 earn nothing, and teach little.",
             [rate_bars(records, k) for k in KINDS])
-    shown = [r for r in records if r.get("tasks")]           # of each kind one
-    shown = shown[::max(1, math.ceil(len(shown) / 4))]
-    section("Tasks it proposed", "Picked evenly along the run. Open a try to read what the solver wrote.",
-            [task_card(r["step"], task) for r in shown for task in r["tasks"]])
+    if shown := [r for r in records if r.get("tasks")]:      # of each kind one; a fixed set of tasks has none
+        section("Tasks it proposed", "Picked evenly along the run. Open a try to read what the solver wrote.",
+                [task_card(r["step"], task) for r in shown[::math.ceil(len(shown) / 4)] for task in r["tasks"]])
     if warm:
         section("Warm-up", "Before self-play: next-token learning on generated programs, the stand-in for pretraining.",
                 [chart("loss", "nats a token", lines(warm, {"loss": ("loss",)}))])
