@@ -10,7 +10,7 @@ Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM
 1) The network is tiny and starts from random weights; train.py warms it up on generated programs (its "pretraining").
    The block is the one of published decoders (RMSNorm, rotary positions, grouped keys, QK norm, gated MLP, as in
    Qwen3), with head_dim and the MLP width as separate fields, so that such weights could be loaded by renaming, joining
-   and, for the rotary pairs, reordering (eval.qwen3_twin, read from right to left).
+   and, for the rotary pairs, reordering (qwen3_twin in results/beside_transformers.py).
 2) The vocabulary is ours: 256 bytes, then Python pieces, then role tokens. tiktoken does the splitting, nothing is
    downloaded. With 50k tokens the head and the embedding would be 24 times larger than all layers together.
 3) Two additions of a few numbers each, both without effect at first: `smear` lets an embedding carry a share of the

@@ -484,9 +484,9 @@ def is_banned(program, inputs, banned):
 
 def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
     """(draws, hits): a Draw for each depth asked for, and how many banned ones (the held-out suite's) were thrown away.
-    A draw is redone until it is not banned; keeps the length gate's tokens (not max_lines) and repeats no line; runs on
-    all its inputs, which differ (so of induction's programs 1 in 20 takes an int, for ints are few, of the others' 1 in
-    6); of several inputs the hidden outputs are not all one; each operation changes x on the first input."""
+    A draw is redone until it is not banned; keeps the length gate's tokens (not max_lines) and repeats no line; runs
+    on all its inputs, which differ (ints are few, so 6 % of induction's programs take one, 20 % of the others'); of
+    several inputs the hidden outputs are not all one; each operation changes x on the first input."""
     draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
     while todo:
         tried, jobs = [], []
