@@ -735,6 +735,7 @@ def compare(paths, out, keep=None):
     for path, text in kept.items():
         if os.path.exists(path) and read_json(path) != json.loads(text):
             fail(f"{path} is another run's record: give another --keep, or delete it")
+    for path, text in kept.items():
         write_text(path, text)
     tables, text = group_runs(runs), io.StringIO()
     rows, table = sum(tables, []), compare_table(tables)
@@ -1240,10 +1241,11 @@ def main(argv=None):
     parser.add_argument("--unsafe_executor", action="store_true", help="run programs without the kernel wall")
     parser.error = lambda message: fail(f"{message}; see --help")
     args = parser.parse_args(argv)
-    if args.tasks is not None and args.run is None:
-        fail("--tasks needs the folder of a run before it: python eval.py RUN --tasks FILE")
-    if args.keep and not args.compare:
-        fail("--keep goes with --compare")
+    mode = "--bench" if args.bench else "--compare" if args.compare else "RUN" if args.run is not None else "--report"
+    for flag, modes in {"tasks": ["RUN"], "write": ["RUN"], "device": ["RUN"], "unsafe_executor": ["RUN", "--bench"],
+                        "keep": ["--compare"], "out": ["--compare", "--bench"]}.items():
+        if vars(args)[flag] != parser.get_default(flag) and mode not in modes:
+            fail(f"--{flag} goes with {' or '.join(modes)}, not with {mode}; see --help")
     if args.bench:
         return bench(args.out, args.unsafe_executor)
     if args.compare:
@@ -1279,6 +1281,8 @@ def main(argv=None):
     elif args.write or not os.path.exists(path):
         write_text(path, json.dumps({**(read_json(path) or {}), **result}))    # its minutes and rollouts stay
         print(f"wrote {path}")
+    else:
+        print(f"kept the {path} that was there; --write replaces it")
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 

@@ -3583,7 +3583,8 @@ class TestCommandLine(unittest.TestCase):
         """Unknown flags, two things at once, nothing, a missing folder, no CUDA: one line, exit code 2."""
         with tempfile.TemporaryDirectory() as d:
             cases = [["--nope"], [], [d], [d, "--report", d], ["--tasks", "x"], [d, "--tasks"], ["--report", d],
-                     ["--rep", d], [d, "--device", "tpu"]]
+                     ["--rep", d], [d, "--device", "tpu"], [d, "--keep", d], [d, "--out", d],
+                     ["--report", d, "--write"], ["--compare", d, "--tasks", "x"], ["--bench", "--device", "cpu"]]
             if not torch.cuda.is_available():
                 save_run(d)
                 cases = [c for c in cases if c != [d]] + [[d, "--device", "cuda"]]
