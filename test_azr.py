@@ -3510,15 +3510,15 @@ class TestReadme(unittest.TestCase):
                     count += 1
         self.assertGreater(count, 20)
 
-    def test_its_script_runs(self):
-        """The script of exercise 5 measures a run's folder: three kinds, four figures each."""
-        with tempfile.TemporaryDirectory() as run:
+    def test_its_scripts_run(self):
+        """The scripts behind two results measure a run's folder: three kinds with four figures each; the checks."""
+        with tempfile.TemporaryDirectory() as run, unittest.mock.patch.object(sys, "argv", ["", run]):
             save_run(run)
-            with contextlib.redirect_stdout(io.StringIO()) as said, \
-                    unittest.mock.patch.object(sys, "argv", ["", run]):
-                runpy.run_path(os.path.join(HERE, "results", "parts.py"))
-        line = r"\w+ .{13} \d+\.\d  candidates [\d.]+  wrong ones marked right [\d.]+\n"
-        self.assertRegex(said.getvalue(), rf"\A({line}){{12}}\Z")
+            for name, shown in (("parts", r"(\w+ .{13} \d+\.\d  candidates [\d.]+  wrong .*\n){12}"),
+                                ("checks", r"((before|after): of first candidates(.*\n){4}){2}")):
+                with contextlib.redirect_stdout(io.StringIO()) as said:
+                    runpy.run_path(os.path.join(HERE, "results", f"{name}.py"))
+                self.assertRegex(said.getvalue(), rf"\A{shown}\Z")
 
     def test_its_diffs_work(self):
         """Each diff the README shows applies to the code as it is, and what it adds runs."""
