@@ -209,9 +209,9 @@ def allowed_builtins():
     modules = {}
     for name in MODULES:
         real, modules[name] = importlib.import_module(name), types.ModuleType(name)
-        public = set(getattr(real, "__all__", vars(real))) - HIDDEN
-        vars(modules[name]).update({k: v for k, v in vars(real).items() if k in public and k[0] != "_"
-                                    and not isinstance(v, (types.ModuleType, dict, list, set))})
+        public = {k: getattr(real, k) for k in getattr(real, "__all__", vars(real)) if k[0] != "_" and k not in HIDDEN}
+        vars(modules[name]).update({k: v for k, v in public.items()     # typing makes some only when asked for them
+                                    if not isinstance(v, (types.ModuleType, dict, list, set))})
     modules["collections"].abc = modules["collections.abc"]
     modules["copy"].deepcopy.__defaults__ = None, object()     # was a list, which a class of the program's could get at
     attrgetter, methodcaller = modules["operator"].attrgetter, modules["operator"].methodcaller

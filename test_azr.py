@@ -1902,6 +1902,7 @@ class ExecutorTest(unittest.TestCase):
             ("import unicodedata\ndef f(c):\n    return unicodedata.name(c), b'\\\\N{DIGIT ONE}'.decode("
              "'unicode_escape')", "'a'"): "('LATIN SMALL LETTER A', '1')",
             ("f = lambda x: x ** 2", "3"): "9",
+            ("from typing import ContextManager, Match\ndef f(m: Match):\n    return m", "3"): "3",
             ("def f(x):\n    caf\u00e9 = x\n    return caf\u00e9 + '\u00fc\U0001f600'",
              "'\u00e9'"): "'\u00e9\u00fc\U0001f600'",
             ("def f(x):\n    return getattr(x, 'real'), hasattr(x, 'nope'), getattr(x, 'nope', 3)",
