@@ -346,11 +346,8 @@ def guard(memory_mb, wall):
             os.close(ruleset)
     program = seccomp_filter() if wall else None
     for name, limit in ("AS", memory_mb << 20), ("FSIZE", 0), ("CORE", 0), ("NOFILE", 0):
-        try:
+        with contextlib.suppress(*() if wall else (ValueError, OSError)):     # without a wall the others still help
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
-        except (ValueError, OSError):
-            if wall:
-                raise         # without a wall the other limits still help: macOS has no RLIMIT_AS worth the name
 
     def raise_wall(cpu_seconds):
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds) + 2, int(cpu_seconds) + 3))     # if a timer fails
