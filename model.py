@@ -403,26 +403,24 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
              dtype="float32"):
     """Sample `tries` replies to each prompt. prompts: lists of ids of any lengths. Returns (tokens, logps), two lists
     of len(prompts) * tries lists, the tries of one prompt side by side; a reply ends with `stop` (any id but PAD; -1:
-    never) or after max_new_tokens. rows, threads: 0 leaves them to the device.
+    never) or after max_new_tokens. rows, threads (CPU only): 0 leaves them to us.
 
     How it is fast: each prompt is read once (prefill) and its cache copied to all its tries; then one decode step a
     token over a KV cache of `rows` places, where every row stands at a position of its own. A finished row's place
-    goes to the next waiting row, so the batch stays full while any waits. On a CPU prompts are dealt to `threads`
-    threads, each with a cache of its own. A step runs without Python: traced on a CPU, a captured graph on CUDA
-    (_decode). None of this changes what is sampled: that is a function of the prompt, the row's uniforms and the
-    weights.
-    dtype="bfloat16" runs the matrix products in it, as the training forward does: faster where the hardware has them
-    (see --bench); keys, values and scores are rounded as there, so that the log-probs remain the training forward's
-    (`mismatch` in metrics.jsonl is what difference remains)."""
+    goes to the next waiting row, so the batch stays full while any waits. On a CPU prompts are dealt to threads, each
+    with a cache of its own. A step runs without Python: traced on a CPU, a captured graph on CUDA (_decode). What is
+    sampled is still a function of the prompt, the row's uniforms and the weights alone.
+    dtype="bfloat16" runs the matrix products in it and rounds keys, values and scores, as the training forward does, so
+    that the log-probs remain that forward's (`mismatch` in metrics.jsonl is what difference remains)."""
     _check(model, prompts, max_new_tokens)
     device = next(model.parameters()).device.type
     cuda = device == "cuda"
     rows = rows or ((2048 if dtype == "bfloat16" else 512) if cuda else 384)
-    threads = threads or (1 if cuda else THREADS)
+    threads = 1 if cuda else threads or THREADS        # on CUDA all chunks decode in the same places
     model = _twin(model, dtype)
     u = uniforms(len(prompts) * tries, max_new_tokens, seed)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # neighbours of like length: little padding
-    parts = max(min(1 if cuda else threads, len(order)), -(-len(order) // 2048))       # bounds the prompts' caches
+    parts = max(min(threads, len(order)), -(-len(order) // 2048))          # bounds the prompts' caches
     chunks = [order[k::parts] for k in range(parts)]                       # each gets its share of long ones
 
     def work(chunk):
