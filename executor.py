@@ -245,10 +245,6 @@ def complexity(program):
                                if type(n) is ast.comprehension else isinstance(n, DECISIONS) for n in nodes)
 
 
-# empties the caches that would keep one program's objects, or show them to the next
-FORGET = [re.purge, *typing._cleanups]
-
-
 def line(error, value="", key="", sets=False):
     """A record. repr writes tabs and newlines as \\t and \\n, so fields and lines can be told apart."""
     return "\t".join((error, value, key, "sets" if sets else "")).encode()
@@ -285,7 +281,8 @@ def judge(program, args, space, own):
         return line(error)
     finally:
         space.clear()               # f holds its globals, which hold f, and the collector is off
-        for forget in FORGET:
+        re.purge()                  # these caches hold its objects too, and would show them to the next program
+        for forget in typing._cleanups:
             forget()
 
 
