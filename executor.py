@@ -33,10 +33,11 @@ Where this differs from the paper (P) and from the authors' released code (C), a
 NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
 takes over its child can state any value of its own f. Any program can read the texts it was sent with (str.format
 follows frames), which hold no answers. A result that depends on the recursion or memory limit is accepted. So is, now
-and then, one that depends on a few low bits of an address or a hash, on the order of addresses (always, where the
-kernel does not randomise them), or on the order of a set of two words (one time in eight); and always one on that of a
-set of None, built-in types or functions, which is this Python's. Memory is up to 2 x workers x memory_mb in all.
-Without seccomp it refuses; with unsafe=True a program that takes over its child can hold the trainer up for ever.
+and then, one that depends on a few low bits of an address or a hash, on the order of addresses (half of the time;
+where the kernel does not randomise them, always), or on the order of a set of two words (one time in eight); and
+always one on that of a set of None, built-in types or functions, which is this Python's. Memory is up to 2 x workers x
+memory_mb in all. Without seccomp it refuses; with unsafe=True a program that takes over its child can hold the trainer
+up for ever.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
@@ -84,7 +85,7 @@ SEEDS = (0, 58, 26, 260)
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
     ok: bool
-    value: str = ""    # repr of the output, sets sorted
+    value: str = ""    # repr of the output, sets sorted (dicts too, where their order is that of a set)
     key: str = ""      # equal keys = equal values of equal types: dicts sorted too, nan equals nan
     error: str = ""    # '' syntax forbidden no_f timeout memory output nondeterministic crash, or an exception's name
 
@@ -177,7 +178,8 @@ OWN_CHILD = set("""type object super getattr setattr delattr vars locals registe
 op = opcode.opmap.get
 OWN_CHILD_OPS = {op("LOAD_BUILD_CLASS"), op("STORE_ATTR"), op("DELETE_ATTR"), op("MATCH_CLASS")}
 SET_OPS = {op("BUILD_SET"), op("SET_ADD"), op("SET_UPDATE")}
-SET_NAMES = set("set frozenset hash keys items KeysView ItemsView get_origin".split())   # views make sets with & | ^ -
+SET_NAMES = set("""set frozenset hash keys items KeysView ItemsView get_origin format
+    format_map""".split())     # views make sets with & | ^ -; format follows frames to sets of ours
 
 
 def gate(*stack):
@@ -213,7 +215,8 @@ def allowed_builtins():
         vars(modules[name]).update({k: v for k, v in public.items()     # typing makes some only when asked for them
                                     if not isinstance(v, (types.ModuleType, dict, list, set))})
     modules["collections"].abc = modules["collections.abc"]
-    modules["copy"].deepcopy.__defaults__ = None, object()     # was a list, which a class of the program's could get at
+    copier = modules["copy"].deepcopy     # a default is a list, which a class of the program's could get at
+    copier.__defaults__ = tuple(object() if d == [] else d for d in copier.__defaults__)
     attrgetter, methodcaller = modules["operator"].attrgetter, modules["operator"].methodcaller
 
     def checked(name):
@@ -286,7 +289,7 @@ def judge(program, args, space, own):
             forget()
 
 
-def child(jobs, own, area, space, timeout, raise_wall):
+def child(jobs, own, area, space, timeout, patience, raise_wall):
     """The life of a fork. The timer counts CPU time and its default action kills: no exception that a program could
     swallow, and C code cannot hold it up. A ValueError where the area is full ends this child like any other mishap."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -294,7 +297,7 @@ def child(jobs, own, area, space, timeout, raise_wall):
     raise_wall(len(jobs) * timeout)
     for program, args, _ in jobs:
         signal.setitimer(signal.ITIMER_PROF, timeout)
-        signal.setitimer(signal.ITIMER_REAL, 2 + 10 * timeout)   # sleepers, if no wall stands; long, for busy machines
+        signal.setitimer(signal.ITIMER_REAL, patience)     # of the clock, for sleepers; 0, none, behind the wall
         text = judge(program, args, space, own)
         gc.collect(0)           # cycles, which would keep memory that the next program may want
         area.write(text + b"\n")
@@ -343,8 +346,11 @@ def guard(memory_mb, wall):
             os.close(ruleset)
     program = seccomp_filter() if wall else None
     for name, limit in ("AS", memory_mb << 20), ("FSIZE", 0), ("CORE", 0), ("NOFILE", 0):
+        kind = getattr(resource, "RLIMIT_" + name)
+        hard = resource.getrlimit(kind)[1]     # which only root may raise
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         with contextlib.suppress(*() if wall else (ValueError, OSError)):     # without a wall the others still help
-            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
+            resource.setrlimit(kind, (limit, limit))
 
     def raise_wall(cpu_seconds):
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_seconds) + 2, int(cpu_seconds) + 3))     # if a timer fails
@@ -446,7 +452,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     answers.write(answer.encode() + b"\n")
     answers.flush()
     while answer == "yes":     # until an EOFError: the trainer has closed its pipe
-        answers.write(serve(marshal.load(requests), space, timeout, raise_wall))
+        answers.write(serve(marshal.load(requests), space, timeout, 0 if wall else 2 + 10 * timeout, raise_wall))
         answers.flush()
 
 
@@ -459,9 +465,10 @@ class Executor(contextlib.AbstractContextManager):
     wall. Any thread may call run()."""
 
     def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, cache_mb=64, gate=True):
-        if not 0 < timeout < 1000 or memory_mb < 32:
-            raise ValueError(f"executor: timeout {timeout} s, memory_mb {memory_mb}: give above 0 and at least 32")
-        self.workers, self.owner = workers or max(1, (os.cpu_count() or 2) // 2), os.getpid()
+        if not 0 < timeout < 1000 or memory_mb < 48:
+            raise ValueError(f"executor: timeout {timeout} s, memory_mb {memory_mb}: give above 0 and at least 48")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+        self.workers, self.owner = workers or max(1, cores // 2), os.getpid()
         self.settings = repr((float(timeout), int(memory_mb), gate, not unsafe, self.owner))
         self.cache, self.old_cache, self.cache_size, self.cache_limit = {}, {}, 0, cache_mb << 19
         self.replaced = 0     # zygotes that died and were started again
@@ -485,7 +492,9 @@ class Executor(contextlib.AbstractContextManager):
         """-> a zygote, and what it says of its wall: yes, or why not."""
         z = subprocess.Popen([sys.executable, "-S", "-W", "ignore", os.path.abspath(__file__), "--zygote",
                               self.settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                             cwd="/", env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)])}, start_new_session=True)
+                             cwd="/", start_new_session=True,
+                             env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)]),      # and where libpython may be
+                                  "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")})
         return z, z.stdout.readline().decode().strip() or "it did not start"
 
     def __exit__(self, *exc):
@@ -503,7 +512,8 @@ class Executor(contextlib.AbstractContextManager):
         return self.run([(None, text) for text in answers], False)
 
     def equal(self, pairs):
-        """Are two values ==, as the paper compares? So are 1, 1.0 and True, and a set and a frozenset."""
+        """Are two values ==, as the paper compares? So are 1, 1.0 and True, and a set and a frozenset;
+        and here, not in Python, nan and nan."""
         results = self.run([("def f(a, b): return a == b", f"[{a}\n], [{b}\n]") for a, b in pairs], False)
         return [a == b or r.value == "True" for (a, b), r in zip(pairs, results)]
 
@@ -549,9 +559,12 @@ class Executor(contextlib.AbstractContextManager):
             again = [i for i in reversed(again) if results[i].ok and (run == 1 or lines[i].endswith(b"\tsets\n"))]
             for i, text in zip(again, self.ask([jobs[i] for i in again], seen) if again else ()):
                 if text != lines[i]:
-                    error = read_line(text).error
-                    known = error in ("timeout", "memory", "crash")
-                    results[i] = Result(False, error=error if known else "nondeterministic")
+                    r = read_line(text)
+                    if r.ok and r.key == results[i].key:      # dicts, filled in the order of a set: equal
+                        results[i] = Result(True, r.key, r.key)
+                    else:
+                        known = r.error in ("timeout", "memory", "crash")
+                        results[i] = Result(False, error=r.error if known else "nondeterministic")
         return results
 
     def ask(self, jobs, seen):
@@ -585,7 +598,7 @@ class Executor(contextlib.AbstractContextManager):
                 with self.changed:
                     self.free.add(i)
                     self.changed.notify_all()
-        return [b""] * len(jobs)
+        raise RuntimeError("executor: its workers die as soon as they are asked; is memory short, or Python gone?")
 
 
 def bury(z):

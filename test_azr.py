@@ -2121,6 +2121,9 @@ class ExecutorTest(unittest.TestCase):
         self.errors(programs, allowed=["nondeterministic"])
         self.errors(["def f(x): return list(x)", "def f(x): return x.pop(), 1"], "{'q', 'w'}",
                     allowed=["nondeterministic"])
+        equal = "{'a': 1, 'b': 1, 'e': 1, 'l': 1, 'o': 1, 's': 1, 't': 1, 'u': 1}"   # dicts of another order are equal
+        self.values({("def f(s): return {c: s.count(c) for c in set(s)}", "'absolute'"): equal,
+                     ("def f(s): return {'z': 1, 'a': 2}", "'x'"): "{'z': 1, 'a': 2}"})
         for arg in ("''.join(dict.fromkeys('%s').keys() & '%s')", "hash('%s') + hash('%s')"):     # in inputs too
             self.errors(["def f(x): return x"], arg % ("abcd", "abcd"), allowed=["nondeterministic"])
         self.errors([body(f"r = ''\nfor c in {{'{a}', '{b}'}}: r += c\nreturn r") for a, b in ("ab", "cd", "ef", "gh")],
@@ -2542,6 +2545,14 @@ class LifeTest(unittest.TestCase):
             self.assertTrue(ex.run([("def f(): return 5678", "")])[0].ok, "a start that failed is tried again")
             self.assertGreater(ex.replaced, 0)
 
+    def test_workers_that_cannot_start_again(self):
+        """Where no worker can be had any more that is said; it is no verdict on the programs."""
+        with Executor(workers=1) as ex, unittest.mock.patch.object(sys, "executable", "/bin/false"):
+            for z in ex.zygotes:
+                z.kill()
+            with self.assertRaisesRegex(RuntimeError, "workers die"):
+                ex.run([("def f(): return 1", "")])
+
     def test_descriptors_and_memory_stay_flat(self):
         """Thousands of programs, errors and executors later, no descriptor is left open and the cache is bounded."""
         def fds():
@@ -2669,7 +2680,7 @@ class LifeTest(unittest.TestCase):
         self.assertIn("NO KERNEL WALL", done.stderr)
 
     def test_as_a_normal_user(self):
-        """The wall stands for a normal user as for root."""
+        """The wall stands for a normal user as for root, also under a limit of memory that he may not raise."""
         if os.getuid() != 0:
             self.skipTest("we are a normal user: all other tests have just shown it")
         def runs(python):
@@ -2684,7 +2695,9 @@ class LifeTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             os.chmod(folder, 0o755)
             shutil.copy(executor.__file__, folder)
-            script = "from executor import *\nwith Executor() as ex: print(ex.run([('def f(): return 5', '')]))"
+            script = ("from executor import *\n"
+                      "resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))\n"   # less than a worker asks for
+                      "with Executor(workers=1) as ex: print(ex.run([('def f(): return 5', '')]))")
             done = subprocess.run([python, "-c", script], cwd=folder, user=65534, group=65534, extra_groups=[],
                                   capture_output=True, text=True, timeout=30)
         self.assertIn("value='5'", done.stdout, done.stderr)
