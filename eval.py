@@ -61,7 +61,7 @@ BASE_FIELDS = (  # of a run's config: what a start network depends on. Runs that
 MEAN_CELLS = {k: [(k, str(d)) for d in MEAN_DEPTHS] for k in KINDS}  # the cells of a table, for means and gains
 MEAN_CELLS["all"] = sum(MEAN_CELLS.values(), [])
 MEAN_CELLS["deep"] = [(k, str(d)) for k in KINDS for d in DEEP]
-COMPARED = ("greedy", "pass@1", "pass@1 deep", "pass@16")  # gains that --compare gives an interval
+COMPARED = ("greedy", "pass@1", "pass@1 deep", "pass@16", "pass@16 deep")  # gains that --compare gives an interval
 
 
 def fail(message):
@@ -652,7 +652,7 @@ def read_runs(paths):
 def spread(values):
     """(mean, standard deviation over seeds, half width of Student's 95 % interval of the mean); one seed has none."""
     n = len(values)
-    if n < 2:
+    if n < 2 or None in values:
         return mean(values), None, None
     std = float(np.std(values, ddof=1))
     t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[n - 2] if n < 11 else 1.96 + 2.5 / (n - 1)
@@ -687,9 +687,9 @@ def group_runs(runs):
         other = {(r["seed"], r["start"]): r for r in lead["runs"]}
         for row in rows:
             pairs = [(r, other[at]) for r in row["runs"] if (at := (r["seed"], r["start"])) in other]
-            for m in COMPARED:
-                over = [r["gain " + m] - first["gain " + m] for r, first in pairs]
-                row["over " + m], _, row[f"over {m} half"] = spread(over)
+            for m in COMPARED:               # pass@16 is None where --samples is below 16
+                over = [(r["gain " + m], first["gain " + m]) for r, first in pairs]
+                row["over " + m], _, row[f"over {m} half"] = spread([a - b for a, b in over if None not in (a, b)])
     return sorted(starts.values(), key=lambda rows: (rows[0]["runs"][0]["name"] != "full", -len(rows)))
 
 
@@ -1177,10 +1177,7 @@ def bench(folder, unsafe):
     """Sampling, learning and executing on this machine's CPU at the cpu preset's size, each beside its naive path and
     this machine's limit; then bench_device, on a GPU. Prints a table, writes bench.json."""
     import train
-    try:
-        p = executor.bench(unsafe=unsafe)
-    except RuntimeError as e:
-        fail(e)
+    p = executor.bench(unsafe=unsafe)
     network.tune("cpu")
     cores = network.cores()
     cfg, _ = train.parse(["--preset", "cpu", "--device", "cpu"])
@@ -1261,11 +1258,7 @@ def main(argv=None):
     dtype = "bfloat16" if config.get("dtype") == "bfloat16" and network.has_bfloat16(device) else "float32"
     if max_new >= model.config.block_size:
         fail(f"{args.run}/config.json: max_new {max_new} fills all {model.config.block_size} tokens")
-    try:
-        ex = executor.Executor(unsafe=args.unsafe_executor)
-    except RuntimeError as e:
-        fail(e)
-    with ex:
+    with executor.Executor(network.cores() // 2, unsafe=args.unsafe_executor) as ex:
         if args.tasks is not None:
             return run_tasks(model, ex, args.tasks, max_new, samples, dtype)
         start = time.perf_counter()
@@ -1287,13 +1280,15 @@ def main(argv=None):
 
 
 def command_line(main):
-    """Run main() as a command: a terminal that lacks a character, Ctrl-C, or a reader of the pipe who has seen enough
-    is no reason for a traceback."""
+    """Run main() as a command: a terminal that lacks a character, Ctrl-C, a reader of the pipe who has seen enough, a
+    system on which no program can be run are no reason for a traceback."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="backslashreplace")
     try:
         main()
         print(end="", flush=True)
+    except executor.Unusable as error:             # no kernel wall here, say: it names the flag to add
+        fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

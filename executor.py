@@ -73,6 +73,7 @@ if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that on
     from concurrent.futures import ThreadPoolExecutor
     from timeit import timeit
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
 CHARS = 8192           # longer programs, and inputs of twice that, are "syntax"; longer outputs "output", never cut
 DEPTH = 60             # nesting of an output; also what ends a cyclic one
 AREA = 1 << 18         # bytes of shared memory for the records of a batch; when full, the rest goes to another child
@@ -459,6 +460,10 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
 # ---------------------------------------------------------------------------------------------------------------------
 # The trainer's side: text in, text out
 
+class Unusable(RuntimeError):
+    """No wall stands on this system, or no worker can be had any more."""
+
+
 class Executor(contextlib.AbstractContextManager):
     """workers: pairs of zygotes at work at a time. timeout: CPU seconds of a run. memory_mb: address space of a child,
     the interpreter's 30 MB included. gate=False drops the name gate and hands out the real builtins: only to test the
@@ -467,8 +472,7 @@ class Executor(contextlib.AbstractContextManager):
     def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, cache_mb=64, gate=True):
         if not 0 < timeout < 1000 or memory_mb < 48:
             raise ValueError(f"executor: timeout {timeout} s, memory_mb {memory_mb}: give above 0 and at least 48")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-        self.workers, self.owner = workers or max(1, cores // 2), os.getpid()
+        self.workers, self.owner = workers or max(1, CORES // 2), os.getpid()
         self.settings = repr((float(timeout), int(memory_mb), gate, not unsafe, self.owner))
         self.cache, self.old_cache, self.cache_size, self.cache_limit = {}, {}, 0, cache_mb << 19
         self.replaced = 0     # zygotes that died and were started again
@@ -484,9 +488,9 @@ class Executor(contextlib.AbstractContextManager):
         for answer in answers:
             if answer != "yes":
                 self.close()
-                raise RuntimeError(f"executor: no seccomp wall stands on this system ({answer}), so model-written "
-                                   "programs would run unguarded; to run them with rlimits and processes only, pass "
-                                   "--unsafe_executor (Executor(unsafe=True))")
+                raise Unusable(f"executor: no seccomp wall stands on this system ({answer}), so model-written "
+                               "programs would run unguarded; to run them with rlimits and processes only, pass "
+                               "--unsafe_executor (Executor(unsafe=True))")
 
     def start(self, i):
         """-> a zygote, and what it says of its wall: yes, or why not."""
@@ -598,7 +602,7 @@ class Executor(contextlib.AbstractContextManager):
                 with self.changed:
                     self.free.add(i)
                     self.changed.notify_all()
-        raise RuntimeError("executor: its workers die as soon as they are asked; is memory short, or Python gone?")
+        raise Unusable("executor: its workers die as soon as they are asked; is memory short, or Python gone?")
 
 
 def bury(z):
@@ -653,7 +657,7 @@ def bench(unsafe=False):
         ex.run(small_programs(500, seed=2))
         checked, endless = len(jobs) / timeit(lambda: ex.run(jobs), number=1), timeit(lambda: ex.run(mixed), number=1)
     naive = 30 / timeit(lambda: [fresh(*job) for job in jobs[:30]], number=1)
-    limit = len(jobs) / timeit(lambda: [bare(*job) for job in jobs], number=1) * (os.cpu_count() or 1) / 2
+    limit = len(jobs) / timeit(lambda: [bare(*job) for job in jobs], number=1) * CORES / 2
     return {"checked_per_s": checked, "fresh_process_per_s": naive, "ratio": checked / naive,
             "share_of_limit": checked / limit, "endless_1pct_s": endless}
 
@@ -685,5 +689,5 @@ if __name__ == "__main__":
     else:
         try:
             main()
-        except RuntimeError as error:     # no wall stands here
+        except Unusable as error:
             sys.exit(f"error: {error}")

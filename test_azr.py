@@ -2547,7 +2547,7 @@ class LifeTest(unittest.TestCase):
 
     def test_workers_that_cannot_start_again(self):
         """Where no worker can be had any more that is said; it is no verdict on the programs."""
-        with Executor(workers=1) as ex, unittest.mock.patch.object(sys, "executable", "/bin/false"):
+        with Executor(workers=1) as ex, unittest.mock.patch.object(sys, "executable", shutil.which("false")):
             for z in ex.zygotes:
                 z.kill()
             with self.assertRaisesRegex(RuntimeError, "workers die"):
@@ -2581,7 +2581,7 @@ class LifeTest(unittest.TestCase):
         with self.assertRaises(ValueError):
             Executor(timeout=0)
         with self.assertRaises(ValueError):
-            Executor(memory_mb=2)
+            Executor(memory_mb=47)
         done = self.run_script("""
             import os
             from executor import Executor
@@ -2681,12 +2681,11 @@ class LifeTest(unittest.TestCase):
 
     def test_as_a_normal_user(self):
         """The wall stands for a normal user as for root, also under a limit of memory that he may not raise."""
-        if os.getuid() != 0:
-            self.skipTest("we are a normal user: all other tests have just shown it")
+        who = {} if os.getuid() else {"user": 65534, "group": 65534, "extra_groups": []}
+
         def runs(python):
             try:
-                return subprocess.run([python, "-c", "0"], user=65534, group=65534, extra_groups=[], cwd="/",
-                                      capture_output=True).returncode == 0
+                return subprocess.run([python, "-c", "0"], cwd="/", capture_output=True, **who).returncode == 0
             except OSError:
                 return False
         python = next(filter(runs, filter(None, (sys.executable, shutil.which("python3", path="/usr/bin")))), None)
@@ -2698,8 +2697,7 @@ class LifeTest(unittest.TestCase):
             script = ("from executor import *\n"
                       "resource.setrlimit(resource.RLIMIT_AS, (200 << 20, 200 << 20))\n"   # less than a worker asks for
                       "with Executor(workers=1) as ex: print(ex.run([('def f(): return 5', '')]))")
-            done = subprocess.run([python, "-c", script], cwd=folder, user=65534, group=65534, extra_groups=[],
-                                  capture_output=True, text=True, timeout=30)
+            done = subprocess.run([python, "-c", script], cwd=folder, capture_output=True, text=True, timeout=30, **who)
         self.assertIn("value='5'", done.stdout, done.stderr)
 
     def test_shows_itself(self):
@@ -3343,10 +3341,29 @@ class TestCompare(unittest.TestCase):
             before, other = kept.read_bytes(), os.path.join(d, "elsewhere", "a1")
             os.mkdir(os.path.dirname(other))
             made_up_run(other, 7, 0.5)
-            for what, keep in ([other], "kept"), ([kept, other], "new"):
+            for what, keep in ([runs[2], other], "kept"), ([kept, other], "new"):
+                kept.with_name("b1.json").unlink(missing_ok=True)
                 code, _, err = call_eval("--compare", *what, "--out", d, "--keep", os.path.join(d, keep))
                 self.assertEqual((code, err.count("\n")), (2, 1), "a record would take another's place")
             self.assertEqual(kept.read_bytes(), before)
+            self.assertFalse(kept.with_name("b1.json").exists(), "nothing is written if not all can be")
+
+    def test_fewer_samples(self):
+        """Runs of fewer than 16 samples have no pass@16, and a table all the same: - where it would stand."""
+        with tempfile.TemporaryDirectory() as d:
+            runs = [os.path.join(d, f"{name}{seed}") for name in "ab" for seed in (1, 2)]
+            for i, run in enumerate(runs):
+                made_up_run(run, i % 2, 0.5, name=run[-2])
+                result = json.loads(pathlib.Path(run, "eval.json").read_text())
+                for end in ("base", "final"):
+                    for cells in result[end].values():
+                        for cell in cells.values():
+                            del cell["pass@16"]
+                pathlib.Path(run, "eval.json").write_text(json.dumps(result))
+            for some, seeds in (runs[:1], 1), (runs, 2):
+                code, out, _ = call_eval("--compare", *some, "--out", os.path.join(d, "out"))
+                self.assertEqual(code, 0)
+                self.assertRegex(out, rf"\| a \| {seeds} \|.*\| - \|")
 
     def test_nothing_to_compare(self):
         """No finished run: exit code 2, and nothing is written."""
@@ -3597,8 +3614,10 @@ class TestCommandLine(unittest.TestCase):
         """Unknown flags, two things at once, nothing, a missing folder, no CUDA: one line, exit code 2."""
         with tempfile.TemporaryDirectory() as d:
             cases = [["--nope"], [], [d], [d, "--report", d], ["--tasks", "x"], [d, "--tasks"], ["--report", d],
-                     ["--rep", d], [d, "--device", "tpu"], [d, "--keep", d], [d, "--out", d],
-                     ["--report", d, "--write"], ["--compare", d, "--tasks", "x"], ["--bench", "--device", "cpu"]]
+                     ["--rep", d], [d, "--device", "tpu"]]
+            wrong = [[d, "--keep", d], [d, "--out", d], ["--report", d, "--write"], ["--compare", d, "--tasks", "x"],
+                     ["--bench", "--device", "cpu"]]
+            cases += wrong
             if not torch.cuda.is_available():
                 save_run(d)
                 cases = [c for c in cases if c != [d]] + [[d, "--device", "cuda"]]
@@ -3606,6 +3625,7 @@ class TestCommandLine(unittest.TestCase):
             for argv in cases:
                 code, out, err = call_eval(*argv)
                 self.assertEqual((code, out, err.count("\n")), (2, "", 1), argv)
+                self.assertEqual("goes with" in err, argv in wrong, argv)
 
     @only_one_of_the_people
     def test_a_run_is_measured_and_not_overwritten(self):
@@ -3624,7 +3644,7 @@ class TestCommandLine(unittest.TestCase):
                 self.assertIn("base", first["people"][k])
             with open(path, "w") as f:
                 f.write("{}")
-            self.assertEqual(call_eval(d)[0], 0)
+            self.assertIn("--write replaces it", call_eval(d)[1])
             self.assertEqual(os.path.getsize(path), 2)
             self.assertEqual(call_eval(d, "--write")[0], 0)
             with open(path) as f:

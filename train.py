@@ -132,7 +132,7 @@ class Config:
     propose_weight: float = 1.0   # weight of the proposer's advantages; at 9 it has half of an update, as in the paper
     optimizer: str = "adamw"      # adamw | muon
     lr: float = 2e-4              # AdamW; at twice that 65 steps gain more of pass@1 and less of pass@16
-    adam_eps: float = 1e-8        # at 1e-3, far above the gradient's entries, steps are in proportion to them (README)
+    adam_eps: float = 1e-8        # at 1e-3, far above the gradient's entries, steps are in proportion to them
     muon_lr: float = 0.002
     sharp_lr: float = 0.007       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
     lr_warmup: int = 10           # steps of linear rise: Adam's first steps have unit size whatever the gradient
@@ -568,8 +568,8 @@ def load_weights(model, weights, path):
 class Game:
     """What self-play carries from step to step, beside the weights."""
     buffers: dict                # kind -> deque of Task
-    known: set                   # the novelty gate: programs that were proposed and passed the gates before it, whether
-                                 # they ran or not; none of induction's, which is given its program
+    known: set                   # the novelty gate: the identity, and programs that were proposed and passed the gates
+                                 # before it, whether they ran or not; none of induction's, which is given its program
     rollouts: int = 0            # sampled so far, seeding aside
     held_out: int = 0            # proposals refused because the held-out suite has them
     waiting: dict = field(default_factory=dict)  # previous_step: kind -> how many of its newest the next step solves
@@ -1053,11 +1053,7 @@ def run(cfg, out):
     network.tune(cfg.device)
     torch.manual_seed(cfg.seed)
     started = time.time()
-    try:
-        ex = Executor(workers=cfg.workers, timeout=0.2, unsafe=cfg.unsafe_executor)
-    except RuntimeError as error:                     # no kernel wall here: says which flag to add
-        fail(error)
-    with ex:
+    with Executor(workers=cfg.workers, timeout=0.2, unsafe=cfg.unsafe_executor) as ex:
         model = new_model(cfg)
         suite = evaluation.build_suite(ex, cfg.suite_n, cfg.n_inputs, cfg.large)
         people = evaluation.people_suite(ex, cfg.n_inputs)

@@ -9,9 +9,11 @@ import selfplay
 from executor import Executor
 from selfplay import INPUT, RIGHT, TRY, WRONG
 
+if len(sys.argv) < 2:
+    eval.fail("give the folder of a run")
 model.tune("cpu")
 config, after, before = eval.load_run(sys.argv[1])
-with Executor() as ex:
+with Executor(unsafe="--unsafe_executor" in sys.argv) as ex:
     suite = eval.build_suite(ex, config["suite_n"], config["n_inputs"], config["large"])
     tasks = [t for depth in range(1, 6) for t in suite["abduction", depth] for _ in range(8)]
     for what, net in (("before", before), ("after", after)):

@@ -9,12 +9,14 @@ import model
 import selfplay
 from executor import Executor
 
+if len(sys.argv) < 2:
+    eval.fail("give the folder of a run")
 model.tune("cpu")
 config, after, before = eval.load_run(sys.argv[1])
 sharper = copy.deepcopy(before)
 sharper.sharpness.data = after.sharpness.data                    # the start network with one number of the end's
 thought = model.encode("\n    x = ")                             # one token: how a thought of deduction begins
-with Executor() as ex:
+with Executor(unsafe="--unsafe_executor" in sys.argv) as ex:
     suite = eval.build_suite(ex, config["suite_n"], config["n_inputs"], config["large"])
     for kind in selfplay.KINDS:
         tasks = [t for depth in range(1, 6) for t in suite[kind, depth]]
