@@ -1108,7 +1108,7 @@ def learning_step(model, cfg, rollouts, dtype, shared=True):
 def bench_ladders(model, cfg, prompts):
     """(sampling, learning): [(rung, tokens/s)], each rung the one before and one idea; and the share of tokens that
     sharing prompts saves. Learning counts a try's tokens with its prompt, whether it shares that or not."""
-    threads, cores, mixed = network.THREADS, network.cores(), "+ products in " + cfg.dtype
+    threads, cores, mixed = network.THREADS, executor.cores(), "+ products in " + cfg.dtype
     many, apart = GPT(replace(model.config, n_kv_head=cfg.n_head)), [p for p in prompts for _ in range(8)]
     naive = seconds(lambda: generate_naive(model, prompts[:4], STEPS, stop=-1), 1, cores)
     sampling = [("sampling: no cache, a row at a time", 4 * STEPS / naive)]
@@ -1179,7 +1179,7 @@ def bench(folder, unsafe):
     import train
     p = executor.bench(unsafe=unsafe)
     network.tune("cpu")
-    cores = network.cores()
+    cores = executor.cores()
     cfg, _ = train.parse(["--preset", "cpu", "--device", "cpu"])
     torch.manual_seed(0)
     rng, model = random.Random(0), train.new_model(cfg)
@@ -1243,11 +1243,11 @@ def main(argv=None):
                         "keep": ["--compare"], "out": ["--compare", "--bench"]}.items():
         if vars(args)[flag] != parser.get_default(flag) and mode not in modes:
             fail(f"--{flag} goes with {' or '.join(modes)}, not with {mode}; see --help")
-    if args.bench:
+    if mode == "--bench":
         return bench(args.out, args.unsafe_executor)
-    if args.compare:
+    if mode == "--compare":
         return compare(args.compare, args.out, args.keep)
-    if args.report is not None:
+    if mode == "--report":
         return print(report(args.report))
     device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     if args.device not in ("auto", device):
@@ -1258,7 +1258,7 @@ def main(argv=None):
     dtype = "bfloat16" if config.get("dtype") == "bfloat16" and network.has_bfloat16(device) else "float32"
     if max_new >= model.config.block_size:
         fail(f"{args.run}/config.json: max_new {max_new} fills all {model.config.block_size} tokens")
-    with executor.Executor(network.cores() // 2, unsafe=args.unsafe_executor) as ex:
+    with executor.Executor(unsafe=args.unsafe_executor) as ex:
         if args.tasks is not None:
             return run_tasks(model, ex, args.tasks, max_new, samples, dtype)
         start = time.perf_counter()

@@ -73,7 +73,6 @@ if not ZYGOTE:     # a fork costs by the page, so a zygote loads nothing that on
     from concurrent.futures import ThreadPoolExecutor
     from timeit import timeit
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
 CHARS = 8192           # longer programs, and inputs of twice that, are "syntax"; longer outputs "output", never cut
 DEPTH = 60             # nesting of an output; also what ends a cyclic one
 AREA = 1 << 18         # bytes of shared memory for the records of a batch; when full, the rest goes to another child
@@ -460,6 +459,15 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
 # ---------------------------------------------------------------------------------------------------------------------
 # The trainer's side: text in, text out
 
+def cores():
+    """How many CPU cores this process may use: a container's share can be far below what the machine has."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as f:
+        quota, period = map(int, f.read().split())    # microseconds; "max" where there is no limit
+        n = min(n, -(-quota // period))
+    return n
+
+
 class Unusable(RuntimeError):
     """No wall stands on this system, or no worker can be had any more."""
 
@@ -472,7 +480,7 @@ class Executor(contextlib.AbstractContextManager):
     def __init__(self, workers=None, timeout=0.2, memory_mb=256, unsafe=False, cache_mb=64, gate=True):
         if not 0 < timeout < 1000 or memory_mb < 48:
             raise ValueError(f"executor: timeout {timeout} s, memory_mb {memory_mb}: give above 0 and at least 48")
-        self.workers, self.owner = workers or max(1, CORES // 2), os.getpid()
+        self.workers, self.owner = workers or max(1, cores() // 2), os.getpid()
         self.settings = repr((float(timeout), int(memory_mb), gate, not unsafe, self.owner))
         self.cache, self.old_cache, self.cache_size, self.cache_limit = {}, {}, 0, cache_mb << 19
         self.replaced = 0     # zygotes that died and were started again
@@ -657,7 +665,7 @@ def bench(unsafe=False):
         ex.run(small_programs(500, seed=2))
         checked, endless = len(jobs) / timeit(lambda: ex.run(jobs), number=1), timeit(lambda: ex.run(mixed), number=1)
     naive = 30 / timeit(lambda: [fresh(*job) for job in jobs[:30]], number=1)
-    limit = len(jobs) / timeit(lambda: [bare(*job) for job in jobs], number=1) * CORES / 2
+    limit = len(jobs) / timeit(lambda: [bare(*job) for job in jobs], number=1) * cores() / 2
     return {"checked_per_s": checked, "fresh_process_per_s": naive, "ratio": checked / naive,
             "share_of_limit": checked / limit, "endless_1pct_s": endless}
 

@@ -39,6 +39,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from executor import cores
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokenizer: ids 0-255 are the bytes, then PIECES, then SPECIAL. Longest piece first; no merges need training, because
 # tiktoken turns a regex match that is in the ranks into one token. No piece holds two digits, so numbers are
@@ -336,15 +338,6 @@ def _check(model, prompts, max_new_tokens):
         raise ValueError("an empty prompt: give each at least one token")
     if longest > model.config.block_size:
         raise ValueError(f"prompt + max_new_tokens = {longest} tokens, more than block_size {model.config.block_size}")
-
-
-def cores():
-    """How many CPU cores this process may use: a container's share can be far below what the machine has."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as f:
-        quota, period = map(int, f.read().split())    # microseconds; "max" where there is no limit
-        n = min(n, math.ceil(quota / period))
-    return n
 
 
 def cpu_says(name):

@@ -17,6 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import model as network
 import train
 from eval import STEPS, seconds
+from executor import cores
 from model import END, PAD, generate
 
 
@@ -48,7 +49,7 @@ def library_rate(model, prompts, longest, least):
     """Tokens/s of the library, replies of `least` to `longest` tokens; in the better of its number types."""
     twin, width, rates = qwen3_twin(model), max(map(len, prompts)), []
     idx = torch.tensor([[PAD] * (width - len(p)) + p for p in prompts]).repeat_interleave(8, 0)  # left-padded
-    torch.set_num_threads(network.cores())
+    torch.set_num_threads(cores())
     for dtype in (torch.float32, torch.bfloat16) * 2:
         start = time.perf_counter()
         with torch.inference_mode():
