@@ -2554,18 +2554,30 @@ class LifeTest(unittest.TestCase):
                 ex.run([("def f(): return 1", "")])
 
     def test_descriptors_and_memory_stay_flat(self):
-        """Thousands of programs, errors and executors later, no descriptor is left open and the cache is bounded."""
+        """Thousands of programs (PROGRAMS=1000000: a million), errors and executors later, no descriptor is left open,
+        the cache is bounded, and neither the workers nor this process has grown."""
         def fds():
             return len(os.listdir("/proc/self/fd"))
+
+        def resident():     # MB: the workers', and ours
+            return sum(megabytes(z.pid) for z in ex.zygotes), megabytes(os.getpid())
+
+        def megabytes(pid):
+            with open(f"/proc/{pid}/status") as f:
+                return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmRSS"))
         with Executor(cache_mb=1) as ex:
-            ex.run(executor.small_programs(500))
-            start = fds()
-            for n in range(10):
-                ex.run(executor.small_programs(1000, seed=n + 10) + [("def f(): return 1 +", ""), (body("return 1 / 0"),
-                                                                                                   "")])
+            ex.run(executor.small_programs(4000))
+            start, before = fds(), resident()
+            for n in range(10, 10 + int(os.environ.get("PROGRAMS", 10_000)) // 1000):
+                wrong = [("def f(): return 1 +", ""), (body("return 1 / 0"), "")]
+                ex.run(executor.small_programs(1000, seed=n) + wrong)
                 ex.literals([str(n)] * 10)
             self.assertEqual(fds(), start)
             self.assertLess(len(ex.cache) + len(ex.old_cache), 4000)
+            if "PROGRAMS" in os.environ:
+                print(f"{fds()} descriptors; workers, trainer: {before} MB, now {resident()}")
+            for was, now in zip(before, resident()):
+                self.assertLess(now, was + 10)
         before = fds()
         for _ in range(3):
             with Executor() as ex:

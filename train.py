@@ -88,7 +88,7 @@ class Config:
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill
     habits_from: float = 0.5      # share of the warm-up after which both begin. Before, all deduction is traced and a
-                                  # search gives up (1 in 20 of both kinds) only when out of tries or room: first the
+                                  # search gives up (1 in 23 of both kinds) only when out of tries or room: first the
                                   # skill, then the habit. At 0 base and end are far weaker
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2400
@@ -159,7 +159,7 @@ PRESETS = {
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=1e-4, seed_tasks=256, workers=8,
-                max_lines=12),  # of text: a block has up to four. At 6 half of all programs of depth 6 are refused
+                max_lines=12),  # of text: a block has up to four. At 6 two thirds of those of depth 6 are refused
 }
 
 SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, sharp_lr=0.0, minibatches=48)
