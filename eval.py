@@ -11,7 +11,8 @@ Where we differ from the paper and from the authors' code:
    random weights can read none of them, so the suite comes from the warm-up's generator. Far from it stand `PEOPLE`, 40
    functions as people write them, and any file in CRUXEval's format (--tasks); expect little there.
 2) Gains have paired 95 % bootstrap intervals over tasks, comparisons of runs intervals over seeds.
-3) Tasks of the suite are kept out of warm-up and self-play by train.py, which counts the hits.
+3) Tasks of the suite are kept out of warm-up and self-play by train.py, which counts the hits. PEOPLE's are not: two of
+   their programs are in the grammar.
 4) A prompt with no room for a reply counts as wrong, and is counted aloud: nothing is dropped to look better.
 5) All that is read here may come from a stranger (checkpoint, task file, model text in a report): it is checked,
    compared and, in a report, escaped; never executed outside the executor's wall.
@@ -55,8 +56,8 @@ SMALL = 20                 # tasks a kind and depth of the evaluations along a r
 METRICS = ("greedy", "pass@1", "pass@16")
 ENDS = (("base", "before"), ("final", "after"))  # of self-play: the key in eval.json, and what a reader is told
 BASE_FIELDS = (  # of a run's config: what a start network depends on. Runs that agree in these share it
-    "seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "thoughts", "hasty", "patience",
-    "habits_from", "timid", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs",
+    "seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "hasty", "patience", "habits_from",
+    "timid", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs",
     "max_new", "suite_n", "samples", "dtype", "device")
 MEAN_CELLS = {k: [(k, str(d)) for d in MEAN_DEPTHS] for k in KINDS}  # the cells of a table, for means and gains
 MEAN_CELLS["all"] = sum(MEAN_CELLS.values(), [])
@@ -265,7 +266,7 @@ def print_result(result, model, max_new):
 # ---------------------------------------------------------------------------------------------------------------------
 # Functions as people write them: names with a meaning, loops, early returns, dicts, several arguments. The first 10 are
 # easy and half of these near the generator's own style, for a small model finds nothing to hold on to in the others.
-# Behind each `def` stand its 6 inputs; deduction and abduction use the first, induction as many as n_inputs.
+# Behind each `def` stand its 6 inputs; deduction and abduction use the first, induction n_inputs, all if more.
 
 PEOPLE = r"""
 def f(x):  # 4 | 9 | 2 | 7 | 11 | 6
@@ -605,8 +606,8 @@ def run_tasks(model, ex, path, max_new, samples, dtype):
 # ---------------------------------------------------------------------------------------------------------------------
 # --compare: one row a setting, whatever the seed; one table a start network, for gains over different ones say little
 
-OWN = set("seed command name preset commit date machine note workers unsafe_executor eval_every save_every "
-          "show_every".split())
+OWN = set("seed command name preset commit date machine note workers unsafe_executor eval_every save_every show_every "
+          "thoughts length_gate".split())     # what is no setting of an experiment; the last two are of older records
 
 
 def read_record(path):

@@ -33,8 +33,8 @@ Where this differs from the paper (P) and from the authors' released code (C), a
 NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
 takes over its child can state any value of its own f. Any program can read the texts it was sent with (str.format
 follows frames), which hold no answers. A result that depends on the recursion or memory limit is accepted. So is, now
-and then, one that depends on a few low bits of an address or a hash, on the order of addresses (half of the time;
-where the kernel does not randomise them, always), or on the order of a set of two words (one time in eight); and
+and then, one that depends on a few low bits of an address or a hash, on the order of addresses (half of the time; where
+they are handed out in order, or not randomised, always), or on the order of a set of two words (one time in eight); and
 always one on that of a set of None, built-in types or functions, which is this Python's. Memory is up to 2 x workers x
 memory_mb in all. Without seccomp it refuses; with unsafe=True a program that takes over its child can hold the trainer
 up for ever.
@@ -134,7 +134,14 @@ def texts(x):
     return value, plain(x, True, itertools.count()) if "{" in value else ""
 
 
-NUMBERS = {name: complex(name) if name[3:] else float(name) for name in ("inf", "nan", "infj", "nanj")}
+class Numbers(dict):
+    """Each look-up makes one of its own: {nan, nan} has two items."""
+
+    def __getitem__(self, name):
+        return dict.__getitem__(self, name) + 0
+
+
+NUMBERS = Numbers({name: complex(name) if name[3:] else float(name) for name in ("inf", "nan", "infj", "nanj")})
 MAKERS = {"set": set, "frozenset": frozenset, "float": float}
 
 
@@ -142,7 +149,7 @@ class AsConstants(ast.NodeTransformer):
     """Makes constants of what repr writes and ast.literal_eval does not read: inf, nan, frozenset({1}) and so on."""
 
     def visit_Name(self, node):
-        return ast.Constant(NUMBERS[node.id] + 0) if node.id in NUMBERS else node     # each nan is one of its own
+        return ast.Constant(NUMBERS[node.id]) if node.id in NUMBERS else node
 
     def visit_Call(self, node):
         if type(node.func) is not ast.Name or node.func.id not in MAKERS or node.keywords:
@@ -177,6 +184,9 @@ OWN_CHILD = set("""type object super getattr setattr delattr vars locals registe
     runtime_checkable override overload dataclass_transform dataclasses evaluate obj Annotated RegexFlag""".split())
 op = opcode.opmap.get
 OWN_CHILD_OPS = {op("LOAD_BUILD_CLASS"), op("STORE_ATTR"), op("DELETE_ATTR"), op("MATCH_CLASS")}
+# ... and a generator with `try` or `with`, which when it is collected can bring back memory, for good. Its code's flags
+# (also a coroutine's, an asynchronous generator's), and its operations, by version of Python
+GENERATOR, HANDLERS = 0x20 | 0x80 | 0x200, {op("PUSH_EXC_INFO"), op("SETUP_FINALLY"), op("SETUP_WITH")} - {None}
 SET_OPS = {op("BUILD_SET"), op("SET_ADD"), op("SET_UPDATE")}
 SET_NAMES = set("""set frozenset hash keys items KeysView ItemsView get_origin format
     format_map""".split())     # views make sets with & | ^ -; format follows frames to sets of ours
@@ -185,16 +195,18 @@ SET_NAMES = set("""set frozenset hash keys items KeysView ItemsView get_origin f
 def gate(*stack):
     """-> lane (batch, own or forbidden), and whether the result may depend on a hash or an address. Reads code objects,
     not text: these show f-strings, decorators and every form of import, in 2 us; a syntax tree would cost 100."""
-    names, ops, constants, stack = set(), set(), [], [*stack]
+    names, ops, constants, revives, stack = set(), set(), [], False, [*stack]
     for code in stack:
         names.update(code.co_names)
-        ops.update(code.co_code[::2])
+        ops.update(mine := code.co_code[::2])
+        revives = revives or code.co_flags & GENERATOR and not HANDLERS.isdisjoint(mine)
         constants += code.co_consts
         stack += [c for c in code.co_consts if type(c) is types.CodeType]
     patterns = [c for c in constants if type(c) is tuple] if op("MATCH_CLASS") in ops else []     # have names
-    if FORBIDDEN & names.union(*patterns):
+    found = FORBIDDEN & names.union(*patterns)
+    if found and (found != {"_evaluate"} or "typing" in names):      # which a class of the program's may well have
         return "forbidden", False
-    if ops & OWN_CHILD_OPS or names & OWN_CHILD or any(n.startswith("_") for n in names):
+    if revives or ops & OWN_CHILD_OPS or names & OWN_CHILD or any(n.startswith("_") for n in names):
         return "own", True                             # what has classes has addresses
     sets = ops & SET_OPS or names & SET_NAMES or frozenset in map(type, constants)     # `in {1, 2}` holds a frozenset
     return "batch", bool(sets)
@@ -202,6 +214,11 @@ def gate(*stack):
 
 def refuse(*args, **kwargs):
     raise Forbidden
+
+
+def printed(*args, sep=" ", end="\n", file=None, flush=False):
+    for x in args:
+        str(x)     # which may change something, or fail
 
 
 def allowed_builtins():
@@ -228,7 +245,7 @@ def allowed_builtins():
     modules["operator"].attrgetter = lambda *names: attrgetter(*[checked(n) for n in names])
     modules["operator"].methodcaller = lambda name, *a, **k: methodcaller(checked(name), *a, **k)
     return {**vars(builtins), **{name: refuse for name in NO_BUILTINS}, "__import__": guarded_import,
-            "print": lambda *args, **kwargs: None, "getattr": lambda x, name, *d: getattr(x, checked(name), *d)}
+            "print": printed, "getattr": lambda x, name, *d: getattr(x, checked(name), *d)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -273,7 +290,7 @@ def judge(program, args, space, own):
         exec(codes[0], space)
         if not callable(space.get("f")):
             return line("no_f")
-        names = {k: v for k, v in NUMBERS.items() if k not in space}     # inf, nan: as repr writes them
+        names = Numbers({k: v for k, v in NUMBERS.items() if k not in space})    # inf, nan: as repr writes them
         return line("", *texts(eval(codes[1], space, names)), sets)
     except BaseException as e:
         error = next(ERROR_NAMES[id(t)] for t in real_mro(type(e)) if id(t) in ERROR_NAMES)
@@ -421,6 +438,7 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     for encoding in """ascii latin-1 utf-7 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be cp437 cp850
                        cp1251 cp1252 iso8859-15 koi8-r shift_jis gbk unicode_escape raw_unicode_escape""".split():
         codecs.lookup(encoding)
+    codecs.register(refuse)     # of others a program must not think that Python has none
     # where dataclasses looks for what an annotation in quotes names; it wants the real ones
     sys.modules["program"] = types.SimpleNamespace(typing=typing, dataclasses=dataclasses, ClassVar=typing.ClassVar,
                                                    InitVar=dataclasses.InitVar, KW_ONLY=dataclasses.KW_ONLY)
@@ -435,7 +453,6 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     kept += [types.FunctionType(zygote.__code__, {}) for _ in range(hash("f") % 64)]
     kept += [object() for _ in range(hash("object") % 64)]
     kept += [float(i) for i in range(200 + hash("float") % 64)]     # 200: those that lie ready from before
-    NUMBERS.update({name: x + 0 for name, x in NUMBERS.items()})    # nan's hash is its address
 
     # Once a second: is the trainer there? PDEATHSIG fires when the *thread* that started us ends, so it is of use only
     # to our own children, which die with us by it
@@ -502,11 +519,14 @@ class Executor(contextlib.AbstractContextManager):
 
     def start(self, i):
         """-> a zygote, and what it says of its wall: yes, or why not."""
-        z = subprocess.Popen([sys.executable, "-S", "-W", "ignore", os.path.abspath(__file__), "--zygote",
-                              self.settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                             cwd="/", start_new_session=True,
-                             env={"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)]),      # and where libpython may be
-                                  "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")})
+        env = {"PYTHONHASHSEED": str(SEEDS[i % len(SEEDS)]),
+               "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}      # where libpython may be
+        try:
+            z = subprocess.Popen([sys.executable, "-S", "-W", "ignore", os.path.abspath(__file__), "--zygote",
+                                  self.settings], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL, cwd="/", start_new_session=True, env=env)
+        except OSError as error:     # too few descriptors or processes, say
+            raise Unusable(f"executor: no worker can be started ({error})")
         return z, z.stdout.readline().decode().strip() or "it did not start"
 
     def __exit__(self, *exc):
@@ -630,7 +650,7 @@ def read_line(text):
     if text.count(b"\t") != 3:
         return Result(False, error="crash")
     error, value, key, _ = text.decode("utf-8", "replace").split("\t")
-    if error or max(len(value), len(key)) > CHARS:
+    if error or max(len(value), len(key)) > CHARS or not (value + key).isprintable():     # repr's always are
         return Result(False, error=error if error.isidentifier() and len(error) < 64 else "crash")
     return Result(True, value, key or value)
 

@@ -288,12 +288,13 @@ def logprobs(model, idx, mask, tree=None):
     false (nothing predicts the first token). Also returns the entropy (M,) of each prediction, detached. tree: see
     GPT.forward."""
     row, t = mask.nonzero(as_tuple=True)
+    target = idx[mask]                                             # now, as on CUDA it waits for what was launched
     before = t - 1 if tree is None else tree[1][mask]              # token t is predicted at t - 1, or where tree says
     spare = 0, -len(row) % 64                                      # few different M: see tune
     logits = model(idx, (F.pad(row, spare), F.pad(before, spare)), tree=tree)[:len(row)]
     logp = F.log_softmax(logits.float(), -1)
     entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
-    return logp.gather(-1, idx[mask][:, None])[:, 0], entropy
+    return logp.gather(-1, target[:, None])[:, 0], entropy
 
 
 def pad_rows(rows, multiple=8, fill=PAD):
@@ -403,8 +404,9 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     goes to the next waiting row, so the batch stays full while any waits. On a CPU prompts are dealt to threads, each
     with a cache of its own. A step runs without Python: traced on a CPU, a captured graph on CUDA (_decode). What is
     sampled is still a function of the prompt, the row's uniforms and the weights alone.
-    dtype="bfloat16" runs the matrix products in it and rounds keys, values and scores, as the training forward does, so
-    that the log-probs remain that forward's (`mismatch` in metrics.jsonl is what difference remains)."""
+    dtype="bfloat16" runs the matrix products in it and rounds keys, values and scores, as the training forward does on
+    a CPU (on CUDA that is fused, and rounds otherwise), so that the log-probs remain that forward's (`mismatch` in
+    metrics.jsonl is what difference remains)."""
     _check(model, prompts, max_new_tokens)
     device = next(model.parameters()).device.type
     cuda = device == "cuda"
@@ -426,9 +428,10 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, tries=1, seed=0, s
     step = None if cuda else _trace(model, dtype, temperature)
     tokens, logps = [None] * len(u), [None] * len(u)
     for where, ids, lps in threaded(work, chunks, threads):      # ids, lps (rows, steps) on the CPU
-        for r, row, lp in zip(where, ids.tolist(), lps.tolist()):
-            n = row.index(stop) + 1 if stop in row else len(row)
-            tokens[r], logps[r] = row[:n], lp[:n]
+        over = ids == stop
+        ends = torch.where(over.any(1), over.int().argmax(1) + 1, ids.shape[1]).tolist()
+        for r, n, row, lp in zip(where, ends, ids.numpy(), lps.numpy()):
+            tokens[r], logps[r] = row[:n].tolist(), lp[:n].tolist()
     return tokens, logps
 
 
@@ -476,7 +479,8 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
 
     With `step` (CPU, traced) the cache grows with the longest reply, and places that no row waits for are dropped.
     Without (CUDA) tensors keep their addresses, so that a step can be one captured graph: to launch its small kernels
-    one by one takes longer than they run. What grows is then a window on the cache, with a graph for each width."""
+    one by one takes longer than they run. The whole cache is then there at once, and a step reads as many of its first
+    columns as are in use: a graph for each such width."""
     device = next(model.parameters()).device
     prefix, lens, first = _prefill(model, prompts)
     last = torch.tensor([p[-1] for p in prompts], device=device)
@@ -488,7 +492,8 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
         room = rooms[places] = rooms.get(places) or _places(c, places, c.block_size, c.block_size, prefix.dtype, device)
         room.lens[:], room.t[:] = 1, 1       # of an earlier call: with longer replies idle places would leave the cache
         z = SimpleNamespace(**vars(room))
-        z.cache, z.ids, z.lps, z.u = room.cache[..., :0, :], *(x[:, :max_new + 1] for x in (room.ids, room.lps, room.u))
+        z.cache, end = room.cache[..., :0, :], max_new + 1
+        z.ids, z.lps, z.u = room.ids[:, :end], room.lps[:, :end], room.u[:, :end]
     else:
         z = _places(c, min(places, N), 0, max_new, prefix.dtype, device)
     row, waiting = torch.full((len(z.t),), -1), 0                 # place -> row of ids (-1: free); next row to start
@@ -642,6 +647,7 @@ def _capture(step, z):
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
             step(*vars(z).values())
         step.model.pool = pool
+        vars(step.model).setdefault("captured", []).append(graph)     # one that goes takes workspace of others along
         return lambda *tensors: graph.replay()                    # whatever it is given: what was captured
     return _tried(capture, step, z, "captured")
 

@@ -17,9 +17,9 @@ Where we differ from the paper and from the authors' code:
    their solver trains on the tasks of the step before.
 2) A buffer keeps its newest entries (the authors' truncation keeps the oldest and then freezes), and is seeded with
    tasks of its own (the paper: deduction and abduction with the same).
-3) Novelty gate: a program that was proposed before, for whichever input, is not valid, so that the proposer cannot live
-   on one good task (the paper adds every valid triplet). Induction's proposer, who is given its program, passes no
-   such gate.
+3) Novelty gate: a program that was proposed before, for whichever input and in either kind, is not valid, so that the
+   proposer cannot live on one good task (the paper adds every valid triplet). Induction's proposer, who is given its
+   program, passes no such gate.
 4) Length gate (`fault`): else a proposer can make tasks hard by making them long; in an early prototype that
    habit leaked into induction, the solver's role that also writes programs, until it fell to zero. Outputs and prompts
    are bounded in any case.
@@ -39,6 +39,7 @@ Where we differ from the paper and from the authors' code:
 
 Try:  python selfplay.py       # one prompt, reply, parse and reward for each of the six role x kind cells
 """
+import ast
 import math
 import random
 import re
@@ -46,7 +47,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 
-from executor import Executor
+from executor import Executor, Unusable
 from model import END, ID, KINDS, SPECIAL, decode, encode
 
 OUTPUT_KINDS = ("deduction",)  # of KINDS: asked for an output, so the answer is data and nothing has to be run
@@ -160,8 +161,11 @@ def as_data(ex, inputs):
 def plain_inputs(ex, proposals):
     """Proposals as parse_proposal gives them, their inputs spelt alike, so that the gates below, which compare text,
     compare values: `1` and `1 ` are one input. What is no literal stays as it is."""
-    plain = iter(as_data(ex, [i for p in proposals if p for i in p[1]]))
-    return [p and (p[0], [next(plain) or i for i in p[1]], p[2]) for p in proposals]
+    parsed = [p for p in proposals if p]
+    plain = iter(as_data(ex, [i for _, inputs, _ in parsed for i in inputs]))
+    for _, inputs, _ in parsed:
+        inputs[:] = [i if (data := next(plain)) is None else data for i in inputs]
+    return proposals
 
 
 def fault(kind, program, inputs, message, max_lines):
@@ -342,7 +346,7 @@ LARGE_OPS = {  # the larger tier adds arithmetic, and blocks and loops: one oper
 MAX_DEPTH = 6
 GUESSES = (40, 25, 15, 10, 10)     # weights of 0, 1, ... wrong tries in a demonstrated search
 MAX_TRIES = len(GUESSES) - 1
-DECISIVE = 3         # weight in the warm-up's loss of the few tokens that decide a search: candidates and verdicts
+DECISIVE = 3         # weight in the warm-up's loss of what decides a search: verdicts, and abduction's candidates
 
 
 def random_value(rng, type_, large=False):
@@ -397,8 +401,11 @@ def random_program(rng, depth, large=False):
 ASSIGN = re.compile(r"^( +)([xy]) = .*$", re.M)
 
 
+BAR = "\u241e"        # between the entries of a trace: no value holds it
+
+
 # Behind the line "    x = x[::-1]" comes "    t.append(f'0:{x!r}')", and so on; the result for [1, 2] is then
-# "0:[2, 1]|-1:[2, 1]"
+# "0:[2, 1]|-1:[2, 1]" with BAR in place of |
 def traced(program):
     """The program with a recorder behind each assignment; it returns 'k:value|k:value|...' in order of execution, k the
     number of the assignment in the text, the last entry being the result. For the generator's own programs only."""
@@ -406,7 +413,7 @@ def traced(program):
     body = ASSIGN.sub(lambda m: f"{m[0]}\n{m[1]}t.append(f'{next(k)}:{{{m[2]}!r}}')", program)
     head, _, body = body.partition("\n")
     body, _, _ = body.rpartition("\n    return x")
-    return f"{head}\n    t = []\n{body}\n    t.append(f'-1:{{x!r}}')\n    return '|'.join(t)"
+    return f"{head}\n    t = []\n{body}\n    t.append(f'-1:{{x!r}}')\n    return '{BAR}'.join(t)"
 
 
 def read_trace(program, result):
@@ -415,8 +422,9 @@ def read_trace(program, result):
     if not result.ok:
         return None
     lines = [m[0].strip() for m in ASSIGN.finditer(program)]
-    # a Result's value is a repr: without its quotes, each entry is cut at its first colon
-    *steps, (_, final) = [s.partition(":")[::2] for s in result.value[1:-1].split("|")]
+    # a Result's value is a repr (ours: the program is the generator's); ast is slow, and seldom needed
+    text = ast.literal_eval(result.value) if "\\" in result.value else result.value[1:-1]
+    *steps, (_, final) = [entry.partition(":")[::2] for entry in text.split(BAR)]
     if any(len(v) > 28 for _, v in steps) or len(steps) > 16:     # characters, steps: more would fill a reply
         return None
     return [(lines[int(k)], v) for k, v in steps], final
@@ -484,9 +492,9 @@ def is_banned(program, inputs, banned):
 
 def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
     """(draws, hits): a Draw for each depth asked for, and how many banned ones (the held-out suite's) were thrown away.
-    A draw is redone until it is not banned; keeps the length gate's tokens (not max_lines) and repeats no line; runs
-    on all its inputs, which differ (ints are few, so 6 % of induction's programs take one, 20 % of the others'); of
-    several inputs the hidden outputs are not all one; each operation changes x on the first input."""
+    Each is drawn anew until it is not banned, has at most MAX_PROGRAM tokens and no line twice, its inputs differ (ints
+    are few: 6 % of induction's programs take one, 20 % of the others'; fewer where the suite's are banned) and run, of
+    several inputs the hidden outputs are not all one, and each operation changes x on the first input."""
     draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
     while todo:
         tried, jobs = [], []
@@ -565,8 +573,8 @@ SHARES = {("propose", "deduction"): 5, ("propose", "abduction"): 5, ("propose", 
 
 
 def demonstrations(ex, rng, n, cfg, banned=frozenset()):
-    """n demonstrations drawn over all six cells (cfg: references, n_inputs, large, thoughts, hasty, patience, timid,
-    max_new). Returns (list, hits): how many drawn programs were thrown away because they are the held-out suite's.
+    """n demonstrations drawn over all six cells (cfg: references, n_inputs, large, hasty, patience, timid, max_new).
+    Returns (list, hits): how many drawn programs were thrown away because they are the held-out suite's.
 
     The proposer's go to MAX_DEPTH, somewhat rarer (6:5:4:3:2:1), the solver's geometrically: the base can write far
     more than it can solve. A timid one has seldom seen more than one operation proposed, and must find out itself."""
@@ -607,7 +615,7 @@ def solver_demo(rng, kind, d, failed, cfg):
     """A solver's reply to the task of a Draw: a thought, then the answer. failed: [(program, input, trace)], the wrong
     tries that a search may show."""
     steps, last = d.traces[0][0], None
-    if not cfg.thoughts or kind == "deduction" and rng.random() < cfg.hasty:
+    if kind == "deduction" and rng.random() < cfg.hasty:
         thought = []
     elif kind == "deduction":
         thought = [think_trace(steps)]
@@ -681,5 +689,5 @@ def show(role, kind, prompt, reply):
 if __name__ == "__main__":
     try:
         main()
-    except RuntimeError as error:                    # no kernel wall stands here
+    except Unusable as error:                        # no kernel wall stands here
         sys.exit(f"error: {error}")

@@ -12,8 +12,9 @@ Where we differ from the paper and from the authors' code (sizes: see Config):
 2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors throw them away, 80 % of
    what they generate, and sample again).
 3) A task whose tries all earned the same does not say which try was better: it is left out of the solver's update,
-   before the cells' means are taken (`skip_flat`). Places in the solver's batch that fresh tasks leave go to tasks of
-   the buffer that some tries solved and some did not (`fill`; paper: any). `--ablation paper_batch` switches both off.
+   before the cells' means are taken (`skip_flat`). Places in the solver's batch that fresh tasks do not fill go to
+   tasks of the buffer that some tries solved and some did not (`fill`; paper: any). `--ablation paper_batch` switches
+   both off.
    The proposer has a tenth of an update's rollouts (paper: half).
 4) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
@@ -30,7 +31,6 @@ Try:  python train.py          # finds the device, picks its preset, ends with a
 """
 import argparse
 import ast
-import bisect
 import difflib
 import fcntl
 import functools
@@ -84,12 +84,11 @@ class Config:
     block_size: int = 368         # longest prompt + reply, tokens
     # --- warm-up: the "base model"
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
-    thoughts: bool = True         # demonstrate thoughts (traces, searches); without them depth 3 is out of reach
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill
-    habits_from: float = 0.5      # share of the warm-up after which both begin. Before, all deduction is traced and a
-                                  # search gives up (1 in 23 of both kinds) only when out of tries or room: first the
-                                  # skill, then the habit. At 0 base and end are far weaker
+    habits_from: float = 0.5      # share of the warm-up before both begin; until then all deduction is traced, and a
+                                  # search gives up only when out of tries or room (1 in 23): first the skill, then the
+                                  # habit. At 0 base and end are far weaker
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2400
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
@@ -114,8 +113,8 @@ class Config:
     learner: str = "rl"           # rl | supervised (the fixed set's gold answers) | worked (and their thoughts)
     fill: str = "learnable"       # learnable | uniform: which buffer tasks fill the solver's batch
     novelty_gate: bool = True     # a program that was proposed before is not valid
-    length_gate: bool = True      # bounds programs and inputs of proposals (outputs always are: selfplay.MAX_VALUE)
-    max_lines: int = 6            # of a proposed program, between `def` and `return` (generated: a line an operation)
+    max_lines: int = 6            # length gate: of a proposed program, between `def` and `return`. 0: no bound on
+                                  # programs and inputs (on outputs there always is: selfplay.MAX_VALUE)
     validity_gate: bool = True    # False: what fails to run enters the buffer, with the output None, and hidden outputs
                                   # may be all the same
     previous_step: bool = False   # True: solve the tasks of the step before, as the authors' code does
@@ -155,7 +154,8 @@ PRESETS = {
     "smoke": dict(n_layer=1, n_embd=64, n_head=2, n_kv_head=1, warmup_steps=60, warmup_batch=32, steps=3, proposals=8,
                   tasks=8, tries=4, seed_tasks=8, suite_n=6, samples=4, eval_every=2, save_every=1, show_every=1,
                   max_new=96, block_size=256),
-    # not measured on a GPU yet. Reckoned at 95 TFLOP/s: warm-up 5.5 minutes, a step of 12,288 tries 5 s, memory 9 GB
+    # not measured on a GPU yet. Reckoned: warm-up 8 minutes (3 of them drawing programs), a step of 12,288 tries 5 s,
+    # memory 9 GB
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=1e-4, seed_tasks=256, workers=8,
@@ -187,7 +187,7 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
     "authors_code": dict(skip_flat=False, fill="uniform", zero_reward=-0.5, token_whiten=True,
                          previous_step=True, novelty_gate=False, sharp_lr=0.0, proposals=64, learn_tries=1),
     "no_novelty_gate": dict(novelty_gate=False),
-    "no_length_gate": dict(length_gate=False),
+    "no_length_gate": dict(max_lines=0),
     "no_validity_gate": dict(validity_gate=False),
     "early_habits": dict(habits_from=0.0),
     "timid": TIMID,
@@ -196,9 +196,9 @@ ABLATIONS = {  # each differs from full by what it names; the README's table is 
 
 PROPOSAL = 112  # tokens of a proposer's reply: a program of 56 and an input of 20, or N usual inputs and a message
 HUGE = 10 ** 9
-BOUNDS = {  # the least and the most that a number may be; one that is missing here: from 1 if whole, else from 0
-    **dict.fromkeys(("references", "proposals", "seed_tasks", "learn_tries", "lr_warmup", "micro_tokens", "eval_every"),
-                    (0, HUGE)),
+BOUNDS = {  # field: (least, most); one that is missing here: from 1 if int, from 0 if float
+    **dict.fromkeys(("references", "proposals", "seed_tasks", "learn_tries", "lr_warmup", "micro_tokens", "eval_every",
+                     "max_lines"), (0, HUGE)),
     **dict.fromkeys(("hasty", "patience", "habits_from", "lr_decay", "negative"), (0, 1)),
     "seed": (0, 2 ** 63 - 1), "zero_reward": (-HUGE, HUGE), "samples": (1, 64), "fixed_tasks": (len(KINDS), HUGE),
     "suite_n": (1, 10_000), "max_new": (1, 65_536), "block_size": (8, 65_536),
@@ -380,8 +380,9 @@ def make_optimizers(model, muon, muon_lr, adam_lr, beta2=0.95, eps=1e-8, sharp_l
 
 def set_lr(optimizers, scale):
     """The learning rates as a share of what they were set to at first."""
-    for g in (g for o in optimizers for g in o.param_groups):
-        g["lr"] = g.setdefault("peak", g["lr"]) * scale
+    for o in optimizers:
+        for g in o.param_groups:
+            g["lr"] = g.setdefault("peak", g["lr"]) * scale
 
 
 def buckets(lengths, count):
@@ -398,8 +399,11 @@ def buckets(lengths, count):
                 out.append([])
             out[-1].append(i)
         return out
-    sizes = range(len(order) * (max(lengths, default=0) + 8))
-    return cut(bisect.bisect_left(sizes, True, key=lambda most: len(cut(most)) <= count))
+    low, high = 0, len(order) * (max(lengths, default=0) + 8)
+    while low < high:
+        most = (low + high) // 2
+        low, high = (low, most) if len(cut(most)) <= count else (most + 1, high)
+    return cut(low)
 
 
 def micro_batches(cfg, tokens):
@@ -453,22 +457,25 @@ def demo_loss(model, batch):
     """(loss, its figure) of a micro-batch as demo_batches pads it: cross-entropy, weighted token by token."""
     idx, weights, norm = batch
     mask = weights > 0
-    loss = -(logprobs(model, idx, mask)[0] * weights[mask]).sum() / norm
+    weights = weights[mask]
+    loss = -(logprobs(model, idx, mask)[0] * weights).sum() / norm
     return loss, {"loss": loss.detach()}
 
 
 def base_key(cfg):
     """Name of a base network: a hash of what it and its measures come from, settings, grammar, vocabulary and code.
-    Left out are what only self-play uses, so that who changes it keeps the base, and what changes nothing but rounding
-    (the sampler, the threads) or nothing at all (the executor)."""
+    Left out are what only self-play uses, so that who changes it keeps the base, and what should change nothing but
+    rounding: the executor, and of the sampler all but its specification."""
     s, e = selfplay, evaluation
     unused = "Rollout fault gold main parse_proposal plain_inputs propose_reward seed_buffers show".split()
     code = [f for k, f in sorted(vars(s).items()) if getattr(f, "__module__", "") == s.__name__ and k not in unused]
     code += (network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network.RMSNormGrad, network._tokenizer,
-             network.logprobs, network.rotate, make_optimizers, new_model, set_lr, train_base, demo_batches, demo_loss,
-             e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k, e.people_suite)
+             network.encode, network.decode, network.generate_naive, network.logprobs, network.pad_rows, network.pick,
+             network.rotate, network.uniforms, accumulate, buckets, demo_batches, demo_loss, make_optimizers, new_model,
+             set_lr, train_base, e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k,
+             e.people_suite)
     text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.GUESSES,
-                 s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN.pattern, network.PIECES,
+                 s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN, network.PIECES,
                  network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
                  [ast.dump(ast.parse(inspect.getsource(f))) for f in code]])    # without comments; docstrings count
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -568,8 +575,8 @@ def load_weights(model, weights, path):
 class Game:
     """What self-play carries from step to step, beside the weights."""
     buffers: dict                # kind -> deque of Task
-    known: set                   # the novelty gate: the identity, and programs that were proposed and passed the gates
-                                 # before it, whether they ran or not; none of induction's, which is given its program
+    known: set                   # what the novelty gate refuses, in either kind: the identity, and each program that
+                                 # passed the gates before it, whether it ran or not (induction's is given)
     rollouts: int = 0            # sampled so far, seeding aside
     held_out: int = 0            # proposals refused because the held-out suite has them
     waiting: dict = field(default_factory=dict)  # previous_step: kind -> how many of its newest the next step solves
@@ -615,7 +622,7 @@ def propose(cfg, model, ex, game, banned, step, rng, count):
         program, inputs, message = proposal
         program = references[0].program if kind == "induction" else program
         r.known = kind != "induction" and program in game.known
-        if why := selfplay.fault(kind, program, inputs, message, cfg.max_lines if cfg.length_gate else 0):
+        if why := selfplay.fault(kind, program, inputs, message, cfg.max_lines):
             r.verdict = why
         elif cfg.novelty_gate and r.known:
             r.verdict = "known"
@@ -704,9 +711,9 @@ def rollout_batches(rollouts, adv, cfg, longest=SHARED):
     rows, batches = shared_rows(rollouts, longest), []
     lengths = [len(ids) for _, ids, *_ in rows]
     for part in buckets(lengths, micro_batches(cfg, sum(lengths))):
-        which, ids, *tree = zip(*(rows[k] for k in part))
-        mine = sum(which, [])
-        tree = torch.stack([pad_rows(lists, fill=0) for lists in tree])
+        which, ids, position, previous, branch = zip(*(rows[k] for k in part))     # of each a list a row
+        mine = sum(which, [])                                                      # replies, in their order in idx
+        tree = torch.stack([pad_rows(lists, fill=0) for lists in (position, previous, branch)])
         old = pad_sequence([torch.tensor(rollouts[i].logp) for i in mine], batch_first=True)
         mask = pad_sequence([torch.ones(len(rollouts[i].reply), dtype=torch.bool) for i in mine], batch_first=True)
         batches.append((*(z.to(cfg.device) for z in (pad_rows(ids), tree, mask, old, adv[mine])), norm))
@@ -772,8 +779,8 @@ def learn(cfg, model, optimizers, rollouts, adv, rng):
 def kl(old, new):
     """Estimate of KL(old || new), nats a token, from log-probs of tokens that `old` sampled: never below 0, and of
     less variance than the mean of old - new."""
-    change = new - old
-    return float((change.exp() - 1 - change).mean())
+    change = (new - old).double()                 # in float32 what is below 1e-8 would be noise
+    return float((change.expm1() - change).mean())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -816,9 +823,9 @@ def step_figures(cfg, ex, proposals, solves, used, adv, stats):
     row["distance"] = {k: mean(mean(line not in shown[id(r)] for line in lines)
                                for r in proposed[k] if r.task and r.prompt
                                and (lines := r.task.program.splitlines()[1:-1])) for k in kinds}
+    counts = Counter(t.outputs[0] for t in every).values()
     row["diversity"] = {"programs": len({t.program for t in every}) / max(1, len(every)),
-                        "answers": sum(n / len(every) * math.log2(len(every) / n)      # entropy, bits
-                                       for n in Counter(t.outputs[0] for t in every).values())}
+                        "answers": sum(n / len(every) * math.log2(len(every) / n) for n in counts)}    # entropy, bits
     if stats["tokens"]:
         row.update({k: stats[k] / max(1, stats["tokens"]) for k in ("entropy", "clipped")}, kl=stats["kl_after"],
                    mismatch=stats["mismatch"])
@@ -831,7 +838,7 @@ def step_figures(cfg, ex, proposals, solves, used, adv, stats):
 
 def memory_mb(cfg):
     if cfg.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2 ** 20
+        return torch.cuda.max_memory_reserved() / 2 ** 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 1024)
 
 
@@ -917,16 +924,14 @@ def seeded(cfg, model, ex, banned):
     buffers = selfplay.seed_buffers(ex, cfg.buffer_size, cfg.n_inputs)
     game = Game(buffers, {t.program for b in buffers.values() for t in b})
     wanted = 0 if cfg.proposer == "fixed" else min(cfg.seed_tasks, cfg.buffer_size, 50 * cfg.tasks)
-    for s in range(1, 52):
-        fewest = min(len(game.buffers[k]) for k in cfg.kinds.split(","))
-        if fewest >= wanted or s == 51:
-            break
-        rng = random.Random(f"{cfg.seed}/seed/{s}")
-        for r in propose(cfg, model, ex, game, banned, -s, rng, cfg.tasks):
+    played, s = [game.buffers[k] for k in cfg.kinds.split(",")], 0
+    while min(map(len, played)) < wanted and s < 50:
+        s += 1
+        for r in propose(cfg, model, ex, game, banned, -s, random.Random(f"{cfg.seed}/seed/{s}"), cfg.tasks):
             if r.task:
                 game.buffers[r.kind].append(r.task)
     print("seeded: " + ", ".join(f"{len(b)} {k}" for k, b in game.buffers.items()) + " tasks")
-    if fewest < wanted // 2:
+    if min(map(len, played)) < wanted // 2:
         print("warning: of some kind the start network proposes next to nothing that is valid, so there is little to "
               "play with: give it a longer warm-up (--warmup_steps)")
     return game
@@ -960,13 +965,13 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             proposals = propose(cfg, model, ex, game, banned, step, rng, cfg.proposals)
             fresh = [r.task for r in proposals if r.task]
             if cfg.previous_step:             # solve what the step before added to the buffers; this step's tasks wait
-                waited = [t for k, n in game.waiting.items() for t in list(game.buffers[k])[-n:]]
-                game.waiting, fresh = dict(Counter(t.kind for t in fresh)), waited
+                new, fresh = fresh, [t for k, n in game.waiting.items() for t in list(game.buffers[k])[-n:]]
+                game.waiting = dict(Counter(t.kind for t in new))
             tasks = choose_tasks(cfg, game, fresh, rng)
 
         # 3) solve: n tries of each task;  4) reward: the executor's verdicts, for both roles
         solves, priced = solve(cfg, model, ex, tasks, step) if cfg.learner == "rl" else [], []
-        if cfg.previous_step:     # but their proposers are paid now, by tries that nobody learns from
+        if cfg.previous_step:     # this step's proposers are paid now, by tries that nobody learns from
             priced = solve(cfg, model, ex, [r.task for r in proposals if r.task], step + 10 ** 6)   # a seed of its own
         for r in proposals:
             r.reward = selfplay.propose_reward(r.verdict, r.task.rate if r.task else -1.0, cfg.proposer_reward,
@@ -989,7 +994,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
             used += proposals if cfg.proposer == "train" else []
             adv = advantages([r.reward for r in used], [(r.role, r.kind) for r in used], [r.group for r in used],
                              cfg.advantage, [len(r.reply) for r in used] if cfg.token_whiten else None, cfg.floor)
-            adv = torch.where(adv < 0, adv * cfg.negative, adv)  # at 0 only what beat its cell's baseline is learnt
+            adv[adv < 0] *= cfg.negative      # at 0 only what beat its cell's baseline is learnt
             adv *= torch.tensor([cfg.propose_weight if r.role == "propose" else 1.0 for r in used])
             stats = learn(cfg, model, optimizers, used, adv, rng) if used else Counter()
         if not math.isfinite(stats["grad_norm"]):
