@@ -680,7 +680,8 @@ def group_runs(runs):
             row["ci " + m] = mine[0]["ci " + m] if half is None else (row["gain " + m] - half, row["gain " + m] + half)
         for k in ("rollouts", "minutes"):
             row[k] = mean([r[k] for r in mine])
-        starts.setdefault(json.dumps([setting.get(k, False) for k in BASE_FIELDS]), []).append(row)  # seed is in OWN
+        # (a setting holds no seed, so a row's seeds share a list)
+        starts.setdefault(json.dumps([setting.get(k, False) for k in BASE_FIELDS]), []).append(row)
     for rows in starts.values():
         lead = min(rows, key=lambda r: (r["runs"][0]["name"] != "full", -r["seeds"],
                                         r["runs"][0]["setting"].get("proposer") != "train"))

@@ -260,9 +260,12 @@ DECISIONS = (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.match
 
 def complexity(program):
     """(nodes of the syntax tree, cyclomatic number: 1 + decisions)."""
+    def decisions(node):
+        if type(node) is ast.BoolOp:
+            return len(node.values) - 1
+        return len(node.ifs) + 1 if type(node) is ast.comprehension else isinstance(node, DECISIONS)
     nodes = list(ast.walk(ast.parse(program)))
-    return len(nodes), 1 + sum(len(n.values) - 1 if type(n) is ast.BoolOp else len(n.ifs) + 1
-                               if type(n) is ast.comprehension else isinstance(n, DECISIONS) for n in nodes)
+    return len(nodes), 1 + sum(map(decisions, nodes))
 
 
 def line(error, value="", key="", sets=False):
