@@ -131,15 +131,15 @@ def attempt(model, ex, tasks, max_new, temperature, tries, dtype):
     return right
 
 
-def evaluate(model, ex, suite, max_new, samples, dtype="float32", counts=None):
-    """{kind: {depth: {"greedy", "pass@1", "pass@4", "pass@16", intervals "..._ci", "n", "too_long"}}} on a suite as
-    build_suite makes it. counts, a dict, collects for each task whether the greedy reply was right and how many
-    samples were, which paired intervals need: {kind: {depth: {"greedy": [0 or 1], "right": [0..samples], "samples":
-    samples}}}. dtype: of the matrix products, best that of self-play, whose policy it is."""
+def evaluate(model, ex, suite, max_new, samples, dtype="float32"):
+    """Two dicts {kind: {depth: cell}} on a suite as build_suite makes it. The table's cells have "greedy", "pass@1",
+    "pass@4", "pass@16", intervals "..._ci", "n" and "too_long"; those of the counts say of each task whether the greedy
+    reply was right and how many samples were, which paired intervals need: {"greedy": [0 or 1], "right": [0..samples],
+    "samples": samples}. dtype: of the matrix products, best that of self-play, whose policy it is."""
     tasks, ends = [t for cell in suite.values() for t in cell], np.cumsum([len(cell) for cell in suite.values()])[:-1]
     greedy = attempt(model, ex, tasks, max_new, 0.0, 1, dtype)
     sampled = attempt(model, ex, tasks, max_new, 1.0, samples, dtype)
-    table = {}
+    table, counts = {}, {}
     for (kind, depth), g, s in zip(suite, np.split(greedy[:, 0], ends), np.split(sampled, ends)):
         table.setdefault(kind, {})[str(depth)] = {
             "greedy": float(g.mean()), "greedy_ci": interval([g]), "pass@1": float(s.mean()),
@@ -147,10 +147,9 @@ def evaluate(model, ex, suite, max_new, samples, dtype="float32", counts=None):
             **{f"pass@{k}": float(pass_at_k(s.sum(1), samples, k).mean()) for k in (4, 16) if k <= samples},
             "too_long": sum(not fits(model, solve_prompt(t), max_new) for t in suite[kind, depth]),
             "n": len(g)}
-        if counts is not None:
-            counts.setdefault(kind, {})[str(depth)] = {"greedy": g.astype(int).tolist(), "right": s.sum(1).tolist(),
-                                                       "samples": samples}
-    return table
+        counts.setdefault(kind, {})[str(depth)] = {"greedy": g.astype(int).tolist(), "right": s.sum(1).tolist(),
+                                                   "samples": samples}
+    return table, counts
 
 
 def number(record, *path):
@@ -193,10 +192,9 @@ def gain(result, metric, over="all"):
 
 def measure(model, ex, suite, people, max_new, samples, dtype):
     """All that one model is asked, as JSON, so that a base's may be kept beside its weights for every run from it."""
-    counts = {}
-    table = evaluate(model, ex, suite, max_new, samples, dtype, counts)
+    table, counts = evaluate(model, ex, suite, max_new, samples, dtype)
     cells = {(k, "people"): [t for t in people if t.kind == k] for k in sorted({t.kind for t in people})}
-    row = evaluate(model, ex, cells, max_new, samples, dtype)
+    row, _ = evaluate(model, ex, cells, max_new, samples, dtype)
     return {"table": table, "counts": counts, "people": {k: row[k]["people"] for k in row}}
 
 
@@ -594,7 +592,7 @@ def run_tasks(model, ex, path, max_new, samples, dtype):
     if not tasks:
         fail(f"{path} holds no task that runs; each line needs the strings code, input and output")
     cells = {(k, "file"): [t for t in tasks if t.kind == k] for k in ("deduction", "abduction")}
-    table = {k: row["file"] for k, row in evaluate(model, ex, cells, max_new, samples, dtype).items()}
+    table = {k: row["file"] for k, row in evaluate(model, ex, cells, max_new, samples, dtype)[0].items()}
     print(f"{os.path.basename(path)}: {len(tasks) // 2} tasks, {bad} lines skipped; percent right (types count: 1 is "
           "not True), 95 % intervals")
     for k, cell in table.items():

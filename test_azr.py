@@ -3019,12 +3019,11 @@ class TestSuite(unittest.TestCase):
         def oracle(model, wanted, max_new, temperature, tries, seed, dtype):
             calls.append((len(wanted), temperature, tries))
             return [[ANSWER, *encode("1"), END]] * (len(wanted) * tries), None
-        counts = {}
         with unittest.mock.patch.object(evaluation, "generate", oracle):
-            cell = evaluation.evaluate(tiny_gpt(block_size=room), self.ex, {("deduction", 1): [a, b]}, 24, 4,
-                                       counts=counts)["deduction"]["1"]
+            cell, counts = (x["deduction"]["1"] for x in evaluation.evaluate(
+                tiny_gpt(block_size=room), self.ex, {("deduction", 1): [a, b]}, 24, 4))
         self.assertEqual(calls, [(1, 0.0, 1), (1, 1.0, 4)])
-        self.assertEqual(counts["deduction"]["1"], {"greedy": [0, 1], "right": [0, 4], "samples": 4})
+        self.assertEqual(counts, {"greedy": [0, 1], "right": [0, 4], "samples": 4})
         self.assertEqual((cell["too_long"], cell["pass@4"], cell["pass@1"]), (1, 0.5, 0.5))
         self.assertEqual(cell["pass@1_ci"], evaluation.interval([[0, 1]]))
 
@@ -3050,23 +3049,24 @@ class TestSuite(unittest.TestCase):
         """A stand-in sampler that always answers a deduction task's output scores 1, and one that does not, 0."""
         suite = {("deduction", 1): evaluation.build_suite(self.ex, 4, 6)["deduction", 1]}
         prompts = {tuple(evaluation.solve_prompt(t)): t for t in suite["deduction", 1]}
-        real, model, counts = evaluation.generate, tiny_gpt(), {}
+        real, model = evaluation.generate, tiny_gpt()
 
         def oracle(model, wanted, max_new, temperature, tries, seed, dtype):
             answer = [encode(prompts[tuple(p)].outputs[0]) if temperature else [1] for p in wanted]
             return [[ANSWER, *a, END] for a in answer for _ in range(tries)], None
         evaluation.generate = oracle
         try:
-            cell = evaluation.evaluate(model, self.ex, suite, 24, 4, counts=counts)["deduction"]["1"]
+            cell, counts = (x["deduction"]["1"] for x in evaluation.evaluate(model, self.ex, suite, 24, 4))
         finally:
             evaluation.generate = real
         self.assertEqual((cell["greedy"], cell["pass@1"], cell["pass@4"], cell["n"]), (0, 1, 1, 4))
-        self.assertEqual(counts["deduction"]["1"], {"greedy": [0] * 4, "right": [4] * 4, "samples": 4})
+        self.assertEqual(counts, {"greedy": [0] * 4, "right": [4] * 4, "samples": 4})
 
     def test_prompts_without_room_count_as_wrong(self):
         """A task whose prompt leaves no room for a reply is not dropped: it is wrong, and counted."""
         tasks = evaluation.build_suite(self.ex, 3, 6)["deduction", 6]
-        cell = evaluation.evaluate(tiny_gpt(block_size=32), self.ex, {("deduction", 6): tasks}, 24, 4)["deduction"]["6"]
+        table, _ = evaluation.evaluate(tiny_gpt(block_size=32), self.ex, {("deduction", 6): tasks}, 24, 4)
+        cell = table["deduction"]["6"]
         self.assertEqual((cell["greedy"], cell["pass@4"], cell["n"], cell["too_long"]), (0, 0, 3, 3))
 
 

@@ -1015,7 +1015,7 @@ def self_play(cfg, model, ex, suite, banned, base_state, out):
                 print(rollout_text(one), flush=True)
                 append(out, "samples.txt", f"step {step}\n{rollout_text(one)}\n")
         if cfg.eval_every and (step + 1) % cfg.eval_every == 0 and step + 1 < cfg.steps:
-            table = evaluation.evaluate(model, ex, small, cfg.max_new, 4, cfg.dtype)
+            table, _ = evaluation.evaluate(model, ex, small, cfg.max_new, 4, cfg.dtype)
             row["eval"] = {k: {m: evaluation.mean_at(table, m, *evaluation.MEAN_CELLS[k])
                                for m in ("greedy", "pass@1")} for k in KINDS}
             print(f"held out ({evaluation.SMALL} tasks a kind and depth at most, depths 1-5): " + ", ".join(
