@@ -161,11 +161,8 @@ def as_data(ex, inputs):
 def plain_inputs(ex, proposals):
     """Proposals as parse_proposal gives them, their inputs spelt alike, so that the gates below, which compare text,
     compare values: `1` and `1 ` are one input. What is no literal stays as it is."""
-    parsed = [p for p in proposals if p]
-    plain = iter(as_data(ex, [i for _, inputs, _ in parsed for i in inputs]))
-    for _, inputs, _ in parsed:
-        inputs[:] = [i if (data := next(plain)) is None else data for i in inputs]
-    return proposals
+    plain = iter(as_data(ex, [i for p in proposals if p for i in p[1]]))
+    return [p and (p[0], [i if (data := next(plain)) is None else data for i in p[1]], p[2]) for p in proposals]
 
 
 def fault(kind, program, inputs, message, max_lines):

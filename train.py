@@ -31,6 +31,7 @@ Try:  python train.py          # finds the device, picks its preset, ends with a
 """
 import argparse
 import ast
+import bisect
 import difflib
 import fcntl
 import functools
@@ -399,11 +400,8 @@ def buckets(lengths, count):
                 out.append([])
             out[-1].append(i)
         return out
-    low, high = 0, len(order) * (max(lengths, default=0) + 8)
-    while low < high:
-        most = (low + high) // 2
-        low, high = (low, most) if len(cut(most)) <= count else (most + 1, high)
-    return cut(low)
+    sizes = range(len(order) * (max(lengths, default=0) + 8))
+    return cut(bisect.bisect_left(sizes, True, key=lambda most: len(cut(most)) <= count))
 
 
 def micro_batches(cfg, tokens):
