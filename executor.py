@@ -172,16 +172,17 @@ def call(args):
 
 MODULES = ("math cmath collections collections.abc itertools functools operator re heapq bisect string copy typing "
            "__future__ abc enum dataclasses unicodedata").split()
-HIDDEN = {"Formatter", "ForwardRef", "get_type_hints"}      # these follow attribute paths, or evaluate text
+HIDDEN = {"Formatter", "ForwardRef", "get_type_hints", "evaluate_forward_ref"}     # follow paths, or evaluate text
 NO_BUILTINS = "open eval exec compile input globals help breakpoint id".split()
 FORBIDDEN = set("""__subclasses__ __bases__ __base__ __mro__ mro __globals__ __builtins__ __loader__ __spec__ __code__
-    __closure__ __self__ __traceback__ __import__ __getattribute__ __reduce__ __reduce_ex__ tb_frame tb_next gi_frame
-    gi_code gi_yieldfrom cr_frame cr_code ag_frame ag_code f_back f_globals f_locals f_builtins f_code
+    __closure__ __self__ __traceback__ __import__ __lazy_import__ __getattribute__ __reduce__ __reduce_ex__ tb_frame
+    tb_next gi_frame gi_code gi_yieldfrom cr_frame cr_code ag_frame ag_code f_back f_globals f_locals f_builtins f_code
     _evaluate""".split())
 # What could reach a neighbour in the batch (classes, attributes of shared objects) gets a child of its own:
 OWN_CHILD = set("""type object super getattr setattr delattr vars locals register attrgetter methodcaller wraps abc enum
     update_wrapper total_ordering cached_property singledispatchmethod final no_type_check no_type_check_decorator
-    runtime_checkable override overload dataclass_transform dataclasses evaluate obj Annotated RegexFlag""".split())
+    runtime_checkable override overload dataclass_transform disjoint_base dataclasses evaluate obj Annotated
+    RegexFlag""".split())
 op = opcode.opmap.get
 OWN_CHILD_OPS = {op("LOAD_BUILD_CLASS"), op("STORE_ATTR"), op("DELETE_ATTR"), op("MATCH_CLASS")}
 # ... and a generator with `try` or `with`, which when it is collected can bring back memory, for good. Its code's flags
@@ -244,8 +245,9 @@ def allowed_builtins():
 
     modules["operator"].attrgetter = lambda *names: attrgetter(*[checked(n) for n in names])
     modules["operator"].methodcaller = lambda name, *a, **k: methodcaller(checked(name), *a, **k)
-    return {**vars(builtins), **{name: refuse for name in NO_BUILTINS}, "__import__": guarded_import,
-            "print": printed, "getattr": lambda x, name, *d: getattr(x, checked(name), *d)}
+    return {**vars(builtins), **{name: refuse for name in NO_BUILTINS}, "print": printed,
+            "__import__": guarded_import, "__lazy_import__": guarded_import,     # of Python 3.15: here as soon as asked
+            "getattr": lambda x, name, *d: getattr(x, checked(name), *d)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

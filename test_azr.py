@@ -2370,11 +2370,19 @@ class ExecutorTest(unittest.TestCase):
              "import re\ndef f(x):\n    try: return bool(re.match('a', x, 2.0))\n    except TypeError: return 'no'",
              "'A'", "'no'"),
             ("import copy\nfrom collections import namedtuple\nL = []\ndef f(x):\n"
-             "    try: copy.deepcopy(0.5, namedtuple('M', 'get')(lambda k, d: L.append(d)))\n"
+             "    try: copy.deepcopy([x], namedtuple('M', 'get')(lambda k, d: L.append(d)))\n"
              "    except TypeError: pass\n    L[0].append(1)",
              "import copy\nfrom collections import namedtuple\nL = []\ndef f(x):\n"
-             "    try: copy.deepcopy(0.5, namedtuple('M', 'get')(lambda k, d: L.append(d)))\n"
-             "    except TypeError: pass\n    return isinstance(L[0], list) and len(L[0]) > 0", "1", "False"),
+             "    try: copy.deepcopy([x], namedtuple('M', 'get')(lambda k, d: L.append(d)))\n"
+             "    except TypeError: pass\n    return any(isinstance(d, list) and len(d) > 0 for d in L)", "1", "False"),
+            ("lazy from sys import modules\ndef f(x): modules['__main__'].NUMBERS['inf'] = x",      # from 3.15 on
+             "def f(x): return x", "inf", "inf"),
+            ("import typing\nevil = \"__import__('sys').modules['__main__'].NUMBERS.update(inf=1)\"\n"
+             "def f(x): typing.evaluate_forward_ref(typing.get_args(typing.List[evil])[0], globals={})",      # 3.14 on
+             "def f(x): return x", "inf", "inf"),
+            ("import typing\ndef f(x): typing.disjoint_base(typing.Sequence)",                      # from 3.15 on
+             "import typing\ndef f(x):\n    try: return '{0.__disjoint_base__}'.format(typing.Sequence)\n"
+             "    except AttributeError: return 'none'", "1", "'none'"),
             ("import typing\ndef f(x): typing.Annotated[lambda: open, 'pwn']()",
              "def f(x):\n    try: return '{0.__orig_class__}'.format(open)\n    except AttributeError: return 'none'",
              "1", "'none'")]
