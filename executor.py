@@ -32,12 +32,12 @@ Where this differs from the paper (P) and from the authors' released code (C), a
 
 NOT covered: kernel bugs (a dozen system calls remain; against hostile humans use a virtual machine). A program that
 takes over its child can state any value of its own f. Any program can read the texts it was sent with (str.format
-follows frames), which hold no answers. A result that depends on the recursion or memory limit is accepted. So is, now
-and then, one that depends on a few low bits of an address or a hash, on the order of addresses (half of the time; where
-they are handed out in order, or not randomised, always), or on the order of a set of two words (one time in eight); and
-always one on that of a set of None, built-in types or functions, which is this Python's. Memory is up to 2 x workers x
-memory_mb in all. Without seccomp it refuses; with unsafe=True a program that takes over its child can hold the trainer
-up for ever.
+follows frames), which hold no answers. A result that depends on the recursion or memory limit is accepted (in C code on
+the stack's, `ulimit -s`). So is, now and then, one that depends on a few low bits of an address or a hash, on the order
+of addresses (half of the time; where they are handed out in order, or not randomised, always), or on the order of a set
+of two words (one time in eight); and always one on that of a set of None, built-in types or functions, which is this
+Python's. Memory is up to 2 x workers x memory_mb in all. Without seccomp it refuses; with unsafe=True a program that
+takes over its child can hold the trainer up for ever.
 
 Try:  python executor.py         # verdicts on good, endless and hostile programs, then the speed
 """
@@ -181,16 +181,15 @@ FORBIDDEN = set("""__subclasses__ __bases__ __base__ __mro__ mro __globals__ __b
 # What could reach a neighbour in the batch (classes, attributes of shared objects) gets a child of its own:
 OWN_CHILD = set("""type object super getattr setattr delattr vars locals register attrgetter methodcaller wraps abc enum
     update_wrapper total_ordering cached_property singledispatchmethod final no_type_check no_type_check_decorator
-    runtime_checkable override overload dataclass_transform disjoint_base dataclasses evaluate obj Annotated
-    RegexFlag""".split())
+    runtime_checkable override overload dataclass_transform disjoint_base dataclasses evaluate obj Annotated RegexFlag
+    get_origin TypeForm format format_map""".split())     # format follows frames to what is ours, or a neighbour left
 op = opcode.opmap.get
 OWN_CHILD_OPS = {op("LOAD_BUILD_CLASS"), op("STORE_ATTR"), op("DELETE_ATTR"), op("MATCH_CLASS")}
 # ... and a generator with `try` or `with`, which when it is collected can bring back memory, for good. Its code's flags
 # (also a coroutine's, an asynchronous generator's), and its operations, by version of Python
 GENERATOR, HANDLERS = 0x20 | 0x80 | 0x200, {op("PUSH_EXC_INFO"), op("SETUP_FINALLY"), op("SETUP_WITH")} - {None}
 SET_OPS = {op("BUILD_SET"), op("SET_ADD"), op("SET_UPDATE")}
-SET_NAMES = set("""set frozenset hash keys items KeysView ItemsView get_origin format
-    format_map""".split())     # views make sets with & | ^ -; format follows frames to sets of ours
+SET_NAMES = set("set frozenset hash keys items KeysView ItemsView".split())     # views make sets with & | ^ -
 
 
 def gate(*stack):
@@ -226,7 +225,12 @@ def allowed_builtins():
     """The builtins a program sees. Its imports are copies of an allow-list's public names: the real modules hold `sys`
     (re, typing, enum do), tables (copy.dispatch_table) and what they use themselves (typing.ABCMeta, functools.RLock),
     and would keep what a program sets on them."""
+    # What Python makes or loads at the first use is here before it: it would fail there, or be seen by a neighbour
+    ast.unparse(ast.Constant(1)), importlib.import_module("string").Template.pattern
     modules = {}
+    if "_pylong" in sys.stdlib_module_names:     # which divides big ints. C asks for it by the program's __import__,
+        importlib.import_module("_pylong")       # but then takes the real one
+        modules["_pylong"] = types.ModuleType("_pylong")
     for name in MODULES:
         real, modules[name] = importlib.import_module(name), types.ModuleType(name)
         public = {k: getattr(real, k) for k in getattr(real, "__all__", vars(real)) if k[0] != "_" and k not in HIDDEN}
@@ -453,11 +457,6 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
             judge(sample, "[1, -2.5, 'a', {1: (2,)}]", space, True)
 
     requests, answers = open(0, "rb"), open(1, "wb")
-    # Objects that stay, as many of each size as the hash seed says: addresses then differ below a page too
-    kept = [bytes(size) for size in range(0, 480, 16) for _ in range(hash(str(size)) % 64)]
-    kept += [types.FunctionType(zygote.__code__, {}) for _ in range(hash("f") % 64)]
-    kept += [object() for _ in range(hash("object") % 64)]
-    kept += [float(i) for i in range(200 + hash("float") % 64)]     # 200: those that lie ready from before
 
     # Once a second: is the trainer there? PDEATHSIG fires when the *thread* that started us ends, so it is of use only
     # to our own children, which die with us by it
@@ -469,6 +468,14 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     except Exception as e:
         answer = f"{type(e).__name__}: {e}"
     gc.collect()
+    # Objects that stay, as many of each size as the hash seed says: addresses then differ below a page too. Now, for
+    # what is freed before this line children would fill alike
+    kept = [bytes(size) for size in range(0, 480, 16) for _ in range(hash(str(size)) % 64)]
+    kept += [bytes(size) for size in range(480, 2048, 16) for _ in range(hash(str(size)) % 8)]
+    kept += [types.FunctionType(zygote.__code__, {}) for _ in range(hash("f") % 64)]
+    kept += [type("K", (), {}) for _ in range(20 + hash("type") % 64)]
+    kept += [object() for _ in range(hash("object") % 64)]
+    kept += [float(i) for i in range(200 + hash("float") % 64)]     # 200: those that lie ready from before
     gc.freeze()     # no collection in a child touches, and so copies, the zygote's pages
     gc.disable()
     answers.write(answer.encode() + b"\n")
@@ -578,7 +585,7 @@ class Executor(contextlib.AbstractContextManager):
         with self.changed:
             for job in fresh:
                 r = found[job]
-                if r.error != "crash":     # that may have been our fault
+                if r.error != "crash" and self.cache_limit:     # a crash may have been our fault
                     self.cache[job] = r
                     self.cache_size += 500 + sum(map(len, (job[0] or "", job[1] or "", r.value, r.key)))
             if self.cache_size > self.cache_limit:     # two generations: the older half is dropped whole

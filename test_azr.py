@@ -1944,6 +1944,10 @@ class ExecutorTest(unittest.TestCase):
             ("def f(x):\n    return getattr(x, 'real'), hasattr(x, 'nope'), getattr(x, 'nope', 3)",
              "5"): "(5, False, 3)",
             ("def f(x):\n    return sorted(set(x)), {3, 1, 2}, len(x)", "'cab'"): "(['a', 'b', 'c'], {1, 2, 3}, 3)",
+            # for these Python loads modules of its own, from 3.12 and 3.14 on
+            ("def f():\n    return 10 ** 5000 // 10 ** 3000 % 7", ""): "2",
+            ("from dataclasses import dataclass\n@dataclass\nclass T:\n    v: int\n    left: int | 'T' = 0\n"
+             "def f():\n    return T(1, T(2)).left.v" if sys.version_info >= (3, 14) else "def f(): return 2", ""): "2",
         })
 
     def test_results_in_order_and_errors_named(self):
@@ -2170,7 +2174,10 @@ class ExecutorTest(unittest.TestCase):
                     body("return '%s' % (x for x in [])"),
                     body("return next(iter({'q': 1, 'w': 2, 'e': 3}.items() - set()))"),
                     body("return sorted([object(), object()], key=hash) == 1 or '{}'.format(f)"),
-                    body("return next(iter(set('hello world')))")]
+                    body("return next(iter(set('hello world')))"),
+                    *(f"class A: pass\nclass B: pass\ndef f(): return [c.__name__ for c in {{A, B}}], {i}"
+                      for i in range(6)),
+                    *(f"class A: pass\ndef f(): return hash(A) % 256, {i}" for i in range(6))]
         self.errors(programs, allowed=["nondeterministic"])
         self.errors(["def f(x): return list(x)", "def f(x): return x.pop(), 1"], "{'q', 'w'}",
                     allowed=["nondeterministic"])
@@ -2381,8 +2388,17 @@ class ExecutorTest(unittest.TestCase):
              "def f(x): typing.evaluate_forward_ref(typing.get_args(typing.List[evil])[0], globals={})",      # 3.14 on
              "def f(x): return x", "inf", "inf"),
             ("import typing\ndef f(x): typing.disjoint_base(typing.Sequence)",                      # from 3.15 on
-             "import typing\ndef f(x):\n    try: return '{0.__disjoint_base__}'.format(typing.Sequence)\n"
-             "    except AttributeError: return 'none'", "1", "'none'"),
+             "import typing\ndef f(x): return hasattr(typing.Sequence, '__disjoint_base__')", "1", "False"),
+            ("import typing\nfrom collections import Counter\ndef f(x): typing.TypeForm[int](Counter)",    # 3.15
+             "from collections import Counter\ndef f(x): return hasattr(Counter, '__orig_class__')", "1", "False"),
+            ("import typing\nfrom collections.abc import Sequence\ndef f(x):\n"
+             "    M = typing.get_origin(typing.Type[int])(Sequence)\n"
+             "    K = M('K', (Sequence,), {'__subclasshook__': classmethod(lambda c, C: True)})\n"
+             "    return isinstance(5, Sequence)", sequence, "5", "False"),
+            ("import string\ndef f(x): return string.Template('$a').substitute(a=1)",                # from 3.14 on
+             "import string\ndef f(x): return string.Template.flags is None", "1", "False"),
+            ("import re\ndef f(x): return re.I | 1 << 30",
+             "import re\ndef f(x): return '{0._value2member_map_}'.format(re.I).count('0x40000000')", "1", "0"),
             ("import typing\ndef f(x): typing.Annotated[lambda: open, 'pwn']()",
              "def f(x):\n    try: return '{0.__orig_class__}'.format(open)\n    except AttributeError: return 'none'",
              "1", "'none'")]
@@ -2654,6 +2670,9 @@ class LifeTest(unittest.TestCase):
                 print(f"{fds()} descriptors; workers, trainer: {before} MB, now {resident()}")
             for was, now in zip(before, resident()):
                 self.assertLess(now, was + 10)
+        with Executor(cache_mb=0) as ex:
+            ex.run([("def f(): return 1", "")])
+            self.assertFalse(ex.cache or ex.old_cache)
         before = fds()
         for _ in range(3):
             with Executor() as ex:
