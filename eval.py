@@ -1243,6 +1243,8 @@ def main(argv=None):
                         "keep": ["--compare"], "out": ["--compare", "--bench"]}.items():
         if vars(args)[flag] != parser.get_default(flag) and mode not in modes:
             fail(f"--{flag} goes with {' or '.join(modes)}, not with {mode}; see --help")
+    if args.tasks is not None and args.write:
+        fail("--write goes with RUN alone, as --tasks writes nothing")
     if mode == "--bench":
         return bench(args.out, args.unsafe_executor)
     if mode == "--compare":

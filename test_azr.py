@@ -3725,7 +3725,7 @@ class TestCommandLine(unittest.TestCase):
             cases = [["--nope"], [], [d], [d, "--report", d], ["--tasks", "x"], [d, "--tasks"], ["--report", d],
                      ["--rep", d], [d, "--device", "tpu"]]
             wrong = [[d, "--keep", d], [d, "--out", d], ["--report", d, "--write"], ["--compare", d, "--tasks", "x"],
-                     ["--bench", "--device", "cpu"]]
+                     ["--bench", "--device", "cpu"], [d, "--tasks", "x", "--write"]]
             cases += wrong
             if not torch.cuda.is_available():
                 save_run(d)
