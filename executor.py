@@ -225,8 +225,6 @@ def allowed_builtins():
     """The builtins a program sees. Its imports are copies of an allow-list's public names: the real modules hold `sys`
     (re, typing, enum do), tables (copy.dispatch_table) and what they use themselves (typing.ABCMeta, functools.RLock),
     and would keep what a program sets on them."""
-    # What Python makes or loads at the first use is here before it: it would fail there, or be seen by a neighbour
-    ast.unparse(ast.Constant(1)), importlib.import_module("string").Template.pattern
     modules = {}
     if "_pylong" in sys.stdlib_module_names:     # which divides big ints. C asks for it by the program's __import__,
         importlib.import_module("_pylong")       # but then takes the real one
@@ -444,6 +442,8 @@ def zygote(timeout, memory_mb, gated, wall, trainer):
     for number in (signal.SIGPROF, signal.SIGXCPU, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     space = {"__name__": "program", "__builtins__": allowed_builtins() if gated else builtins}
+    # What Python makes or loads at its first use is made now: behind the wall it would fail, or a neighbour see it
+    ast.unparse(ast.Constant(1)), importlib.import_module("string").Template.pattern
     for encoding in """ascii latin-1 utf-7 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be cp437 cp850
                        cp1251 cp1252 iso8859-15 koi8-r shift_jis gbk unicode_escape raw_unicode_escape""".split():
         codecs.lookup(encoding)

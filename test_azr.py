@@ -1946,8 +1946,8 @@ class ExecutorTest(unittest.TestCase):
             ("def f(x):\n    return sorted(set(x)), {3, 1, 2}, len(x)", "'cab'"): "(['a', 'b', 'c'], {1, 2, 3}, 3)",
             # for these Python loads modules of its own, from 3.12 and 3.14 on
             ("def f():\n    return 10 ** 5000 // 10 ** 3000 % 7", ""): "2",
-            ("from dataclasses import dataclass\n@dataclass\nclass T:\n    v: int\n    left: int | 'T' = 0\n"
-             "def f():\n    return T(1, T(2)).left.v" if sys.version_info >= (3, 14) else "def f(): return 2", ""): "2",
+            **({("from dataclasses import dataclass\n@dataclass\nclass T:\n    v: int\n    left: int | 'T' = 0\n"
+                 "def f():\n    return T(1, T(2)).left.v", ""): "2"} if sys.version_info >= (3, 14) else {}),
         })
 
     def test_results_in_order_and_errors_named(self):
