@@ -8,9 +8,9 @@ One model proposes tasks and solves them; the executor is the only teacher. Thre
     abduction  program, output                     an input that gives it     program + input
     induction  half of the pairs + a message       the program                N inputs + message, for a given program
 
-A task enters its buffer when it parses, runs, is deterministic and has a new program. It is then tried n times; the
-mean of the tries is its solve rate, and the proposer earns 1 - rate unless the rate is 0 or 1 (Eq. 4): too easy and too
-hard both teach nothing.
+A task is valid, and enters its buffer, when it parses, runs, is deterministic and has a new program (induction's is
+given). It is tried n times; the share of right tries is its solve rate, and the proposer earns 1 - rate unless the rate
+is 0 or 1 (Eq. 4): too easy and too hard both teach nothing.
 
 Where we differ from the paper and from the authors' code:
 1) Tasks are solved in the step that proposed them (Algorithm 1); the authors' loaders are built before proposing, so
@@ -225,7 +225,7 @@ def judge_answers(ex, tasks, answers):
             given[i] = [next(outputs)]
         elif task.kind == "abduction":
             data = next(inputs)
-            if data or data == task.inputs[0]:       # nothing is an input only where the program takes none
+            if data or data == task.inputs[0]:       # an empty one counts only where the program takes no argument
                 runs[i] = [(task.program, answer)]
         else:
             runs[i] = [(answer, x) for x in task.inputs[len(task.inputs) // 2:]]
@@ -489,9 +489,9 @@ def is_banned(program, inputs, banned):
 
 def draw_programs(ex, rng, depths, n_inputs=1, large=False, banned=frozenset()):
     """(draws, hits): a Draw for each depth asked for, and how many banned ones (the held-out suite's) were thrown away.
-    Each is drawn anew until it is not banned, has at most MAX_PROGRAM tokens and no line twice, its inputs differ (ints
-    are few: 6 % of induction's programs take one, 20 % of the others'; fewer where the suite's are banned) and run, of
-    several inputs the hidden outputs are not all one, and each operation changes x on the first input."""
+    Each is drawn anew until it is not banned, has at most MAX_PROGRAM tokens and no line twice, its inputs differ and
+    run, the hidden outputs of several are not all equal, and each operation changes x on the first input. (Ints are
+    few, so 6 % of induction's programs take one, 20 % of the others'; fewer where the suite's are banned.)"""
     draws, todo, hits = [None] * len(depths), list(range(len(depths))), 0
     while todo:
         tried, jobs = [], []
@@ -600,8 +600,8 @@ def demonstrations(ex, rng, n, cfg, banned=frozenset()):
             parts = [part for i in d.inputs for part in (INPUT, i)]
             demos.append(demo(propose_prompt(kind, [d.task(kind, rng)]), *parts, MESSAGE, d.message(rng), END))
         else:
-            # Early on a buffer holds one task, so fewer than K must be shown as well. A start network that always saw
-            # four took a lone one for induction's prompt, and none of its first proposals parsed; after two 97 % do
+            # Early on a buffer holds one task, so where K > 2 fewer are shown too: a start network that had always seen
+            # four took a lone one for induction's prompt, and none of its first proposals parsed. After K = 2 97 % do
             count = rng.randint(1, cfg.references) if cfg.references > 2 else cfg.references
             shown = [p.task("deduction", rng) for p in sample(pool, count, rng)]
             demos.append(demo(propose_prompt(kind, shown), PROGRAM, d.program, INPUT, d.inputs[0], END))

@@ -12,9 +12,9 @@ Where we differ from the paper and from the authors' code (sizes: see Config):
 2) The n tries that measure a task's solve rate are also the solver's rollouts (the authors throw them away, 80 % of
    what they generate, and sample again).
 3) A task whose tries all earned the same does not say which try was better: it is left out of the solver's update,
-   before the cells' means are taken (`skip_flat`). Places in the solver's batch that fresh tasks do not fill go to
-   tasks of the buffer that some tries solved and some did not (`fill`; paper: any). `--ablation paper_batch` switches
-   both off.
+   before the cells' means are taken (`skip_flat`). Places in the solver's batch that fresh tasks do not fill go first
+   to tasks of the buffer that some tries solved and some did not (`fill`; paper: any). `--ablation paper_batch`
+   switches both off.
    The proposer has a tenth of an update's rollouts (paper: half).
 4) One number scales all logits and has a learning rate of its own (`sharp_lr`): see model.py.
 5) Tries of a task share their prompt, when sampled and when learnt (`shared_rows`).
@@ -88,8 +88,8 @@ class Config:
     hasty: float = 0.6            # share of deduction's demonstrations that state the output without tracing: a habit
     patience: float = 0.5         # chance that a demonstrated search goes on after a wrong try: a habit, no skill
     habits_from: float = 0.5      # share of the warm-up before both begin; until then all deduction is traced, and a
-                                  # search gives up only when out of tries or room (1 in 23): first the skill, then the
-                                  # habit. At 0 base and end are far weaker
+                                  # search gives up only when out of tries or room (1 in 23 do): first the skill, then
+                                  # the habit. At 0 base and end are far weaker
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2400
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
@@ -135,7 +135,7 @@ class Config:
     adam_eps: float = 1e-8        # at 1e-3, far above the gradient's entries, steps are in proportion to them
     muon_lr: float = 0.002
     sharp_lr: float = 0.007       # of model.sharpness, the one number that scales all logits; 0: leave it as it is
-    lr_warmup: int = 10           # steps of linear rise: Adam's first steps have unit size whatever the gradient
+    lr_warmup: int = 10           # steps of linear rise: Adam's first are as long as lr, however small the gradient
     lr_decay: float = 0.5         # share of the steps, at the end, over which the rate falls (a twentieth at the least)
     minibatches: int = 1          # updates a pass; with one, and one pass, the ratio is 1, and the clip has no work
     epochs: int = 1               # passes over a step's rollouts (rl only)
@@ -573,8 +573,8 @@ def load_weights(model, weights, path):
 class Game:
     """What self-play carries from step to step, beside the weights."""
     buffers: dict                # kind -> deque of Task
-    known: set                   # what the novelty gate refuses, in either kind: the identity, and each program that
-                                 # passed the gates before it, whether it ran or not (induction's is given)
+    known: set                   # what the novelty gate refuses: the identity, and each program proposed so far, in
+                                 # either kind, that got as far as being run (induction's is given: no part in this)
     rollouts: int = 0            # sampled so far, seeding aside
     held_out: int = 0            # proposals refused because the held-out suite has them
     waiting: dict = field(default_factory=dict)  # previous_step: kind -> how many of its newest the next step solves
@@ -591,7 +591,7 @@ def generated(cfg, ex, rng, kind, count, banned):
 
 
 def propose(cfg, model, ex, game, banned, step, rng, count):
-    """1) + 2) Sample `count` tasks a kind and verify them (the generator draws cfg.proposals). Returns [Rollout]: the
+    """1) + 2) Sample `count` tasks a kind and verify them (proposer=random: cfg.proposals). Returns [Rollout]: the
     verdict is 'valid' or the reason why it was refused, the task None unless it is valid."""
     kinds = cfg.kinds.split(",")
     if cfg.proposer == "random":
