@@ -26,6 +26,7 @@ Try:  python eval.py RUN                     # the held-out table of a run's fol
 import argparse
 import copy
 import csv
+import gc
 import html
 import io
 import json
@@ -55,7 +56,7 @@ DEEP = range(4, 7)         # what the warm-up hardly showed solved
 SMALL = 20                 # tasks a kind and depth of the evaluations along a run
 METRICS = ("greedy", "pass@1", "pass@16")
 ENDS = (("base", "before"), ("final", "after"))  # of self-play: the key in eval.json, and what a reader is told
-BASE_FIELDS = (  # of a run's config: what a start network depends on. Runs that agree in these share it
+BASE_FIELDS = (  # of a run's config: what a start network and its measures depend on. Runs that agree share it
     "seed", "n_layer", "n_head", "n_kv_head", "n_embd", "block_size", "large", "hasty", "patience", "habits_from",
     "timid", "warmup_steps", "warmup_batch", "warmup_lr", "warmup_adam_lr", "references", "n_inputs",
     "max_new", "suite_n", "samples", "dtype", "device")
@@ -602,7 +603,7 @@ def run_tasks(model, ex, path, max_new, samples, dtype):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# --compare: one row a setting, whatever the seed; one table a start network, for gains over different ones say little
+# --compare: one row a setting, whatever the seed; one table a setting of the warm-up: gains over others say little
 
 OWN = set("seed command name preset commit date machine note workers unsafe_executor eval_every save_every show_every "
           "thoughts length_gate".split())     # what is no setting of an experiment; the last two are of older records
@@ -654,15 +655,16 @@ def spread(values):
     if n < 2 or None in values:
         return mean(values), None, None
     std = float(np.std(values, ddof=1))
-    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[n - 2] if n < 11 else 1.96 + 2.5 / (n - 1)
+    few = 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26
+    t = few[n - 2] if n < 11 else 1.96 + 2.37 / (n - 1) + 2.8 / (n - 1) ** 2
     return mean(values), std, t * std / math.sqrt(n)
 
 
 def group_runs(runs):
-    """[[row]]: a list for each start network, a row for each setting. The interval of a gain (a seed's is over its own
-    base) is over seeds; of a lone seed it is the bootstrap over tasks, which says nothing of other seeds. Rows that
-    share a name say how they differ. The first row of a list is what the others are compared with: `full`, else a row
-    of the most seeds, and among these one whose proposer learns; the one that was given first, never the best one."""
+    """[[row]]: a list for each setting of the warm-up, a row for each setting. The interval of a gain (a seed's is over
+    its own base) is over seeds; of a lone seed it is the bootstrap over tasks, which says nothing of other seeds. Rows
+    that share a name say how they differ. The first row of a list is what the others are compared with: `full`, else a
+    row of the most seeds, and among these one whose proposer learns; the one that was given first, never the best."""
     groups, starts = {}, {}
     for run in runs:
         groups.setdefault((run["name"], json.dumps(run["setting"], sort_keys=True)), []).append(run)
@@ -1002,7 +1004,7 @@ def tiles(records, result):
     out += [(f"{v:{form}}", text) for v, form, text in (
         (len(records) or None, ",", "steps of self-play"), (number(last, "rollouts"), ",.0f", "rollouts"),
         (number(last, "minutes"), ".1f", "minutes of self-play"),
-        (mean(speeds), ",.0f", "tokens sampled and learnt a second")) if v is not None]
+        (mean(speeds), ",.0f", "tokens sampled and learnt a second, mean of the steps")) if v is not None]
     return "".join(f'<div class="card"><div class="big">{esc(a)}</div>{esc(b)}</div>' for a, b in out)
 
 
@@ -1052,8 +1054,8 @@ def report(folder):
                 [chart("loss", "nats a token", lines(warm, {"loss": ("loss",)}))])
     rows = "".join(f"<dt>{clip(k, 60)}</dt><dd>{clip(v, 200)}</dd>" for k, v in config.items())
     body.append(f'<h2>Settings</h2><dl>{rows}</dl><p class="soft">Made by <code>python eval.py --report '
-                f"{esc(folder)}</code>. A curve's points are means over a thirtieth of the run. Nothing here is loaded "
-                "from elsewhere.</p>")
+                f"{esc(folder)}</code>. A curve's points are means over a thirtieth of the run, those of held-out "
+                "tasks one evaluation each. Nothing here is loaded from elsewhere.</p>")
     path = os.path.join(folder, "report.html")
     write_text(path, '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
                'content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy" '
@@ -1148,22 +1150,23 @@ def bench_device(cfg, tasks=256, size=8192):
     peak = 2 * size ** 3 / seconds(lambda: a @ a, 10)                       # FLOP/s
     b = torch.empty_like(a)                                                 # many copies: one is too short to time
     bandwidth = 40 * a.nbytes / seconds(lambda: [b.copy_(a) for _ in range(20)], 10)     # bytes/s
-    prompts = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(tasks)]
-    rows = tasks * 8
+    more = [[rng.randrange(32, 300) for _ in range(rng.randint(20, 60))] for _ in range(2 * tasks)]
+    prompts, rows = more[:tasks], tasks * 8                                 # twice as many are for learning
 
     def sample():                                                           # the first of 4 times captures the graph
         return rows * STEPS / seconds(lambda: generate(model, prompts, STEPS, tries=8, stop=-1, dtype=cfg.dtype), 4)
     graph = sample()
-    network._twins.clear()                                                  # and with it the graph
+    network._twins.clear()                                                  # and with it its cache, and use of graphs
     captured, network._capture = network._capture, lambda step, z: step   # the same steps, launched one by one
     eager = sample()
     network._capture = captured
     network._twins.clear()
+    gc.collect()                                                            # its step and it refer to each other
     naive = 2 * STEPS / seconds(lambda: generate_naive(model, prompts[:2], STEPS, stop=-1), 1)
     context = np.mean([len(p) for p in prompts]) + STEPS / 2
     values = 2 * c.n_layer * c.n_kv_head * c.head_dim * context             # cached for a row, on average
     step_bytes = a.element_size() * (model.num_params() + rows * values)
-    rollouts = made_up_rollouts(prompts * 2, rng)
+    rollouts = made_up_rollouts(more, rng)
     real = sum(len(r.prompt) + len(r.reply) for r in rollouts)
     update, read = learning_step(model, cfg, rollouts, cfg.dtype)
     learnt = real / seconds(update)

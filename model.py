@@ -490,7 +490,7 @@ def _decode(model, prompts, max_new, temperature, tries, u, stop, places, step=N
     if static:
         rooms, graphs = (vars(model).setdefault(name, {}) for name in ("rooms", "graphs"))        # for all calls
         room = rooms[places] = rooms.get(places) or _places(c, places, c.block_size, c.block_size, prefix.dtype, device)
-        room.lens[:], room.t[:] = 1, 1       # of an earlier call: with longer replies idle places would leave the cache
+        room.lens[:], room.t[:] = 1, 1       # an earlier call's: now, idle places might write past the cache
         z = SimpleNamespace(**vars(room))
         z.cache, end = room.cache[..., :0, :], max_new + 1
         z.ids, z.lps, z.u = room.ids[:, :end], room.lps[:, :end], room.u[:, :end]
@@ -610,6 +610,7 @@ def _tried(make, step, z, done):
             raise RuntimeError(f"it agrees with the plain one in {same:.0%} of the rows only")
         return quick
     except Exception as error:  # whatever torch or the driver objects to: slower is better than not at all
+        error = error.__context__ or error     # torch ends a failed capture with an error that hides the first one
         print(f"decode step not {done}, so slower: {type(error).__name__}: {error}", flush=True)
         return step
     finally:
@@ -619,7 +620,7 @@ def _tried(make, step, z, done):
 def _trace(model, dtype, temperature):
     """The CPU's counterpart of a captured graph: a step as a list of operations that torch runs by itself. Python
     between some 400 small ones costs a third of a step, and as much again on two threads, which wait for each other
-    (the interpreter lock). Tried on places of other sizes, and because TorchScript is no longer developed."""
+    (the interpreter lock). _tried has places of other sizes, as the trace may hold one for a constant."""
     steps = vars(model).setdefault("steps", {})                   # of this network: they go when it goes
     if temperature not in steps:
         step, draw = _Step(model, temperature), torch.Generator()
@@ -635,19 +636,23 @@ def _trace(model, dtype, temperature):
     return steps[temperature]
 
 
+_captured = []   # every graph, for good: one that ends frees the matrix products' workspace of its stream, which all
+                 # share (pytorch issue 193402); and one whose capture failed is still known to the allocator
+
+
 def _capture(step, z):
     """One captured CUDA graph of a step on z."""
     def capture():
         for _ in range(2):                                        # warm up allocators, autotuners before the capture
             step(*vars(z).values())
         graph = torch.cuda.CUDAGraph()
+        _captured.append(graph)
         # one pool for all: nothing in it outlives a replay. But a failed capture's may still be recording, and its
         # stream stays current: hence pop, and the outer context, which puts back the stream of now
         pool = vars(step.model).pop("pool", None) or torch.cuda.graph_pool_handle()
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
             step(*vars(z).values())
         step.model.pool = pool
-        vars(step.model).setdefault("captured", []).append(graph)     # one that goes takes workspace of others along
         return lambda *tensors: graph.replay()                    # whatever it is given: what was captured
     return _tried(capture, step, z, "captured")
 

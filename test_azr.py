@@ -175,6 +175,29 @@ class TestSampler(unittest.TestCase):
         if not torch.cuda.is_available():
             self.assertIn("decode step not captured", said.getvalue())
 
+    def test_a_failed_capture_says_why(self):
+        """torch ends a failed capture with an error of its own; the reason printed is the first one, and the graph, of
+        which the allocator may still know, stays."""
+        @contextlib.contextmanager
+        def failing(graph, pool):
+            try:
+                yield
+            finally:
+                raise RuntimeError("previous error during capture")
+
+        fake, kept = unittest.mock.MagicMock(), len(network._captured)
+        z = network._places(GPTConfig(n_layer=1), 2, 16, 16, torch.float32, "cpu")
+        step = unittest.mock.MagicMock(side_effect=[None, None, ValueError("the cause")])     # 2 to warm up
+        with contextlib.ExitStack() as stack:
+            for name, new in (("current_stream", fake), ("stream", fake), ("graph", failing),
+                              ("CUDAGraph", lambda: "graph"), ("graph_pool_handle", fake)):
+                stack.enter_context(unittest.mock.patch.object(torch.cuda, name, new))
+            said = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            self.assertIs(network._capture(step, z), step)
+        self.assertIn("ValueError: the cause", said.getvalue())
+        self.assertEqual(network._captured[kept:], ["graph"])
+        del network._captured[kept:]
+
     def test_a_captured_graph_is_replayed(self):
         """What CUDA captures is used: with a stand-in for its graphs, whose replay repeats the call that was recorded,
         the tokens are the specification's and nothing falls back."""
