@@ -53,13 +53,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import eval as evaluation
 import model as network
 import selfplay
 from eval import VERSION, fail, load, mean, save
-from executor import Executor
+from executor import PR_SET_PDEATHSIG, Executor, cores, libc
 from model import GPT, GPTConfig, decode, generate, logprobs, pad_rows
 from selfplay import KINDS, Rollout, Task
 from trr import AVERAGES, MODES, advantages, policy_loss
@@ -155,8 +156,8 @@ PRESETS = {
     "smoke": dict(n_layer=1, n_embd=64, n_head=2, n_kv_head=1, warmup_steps=60, warmup_batch=32, steps=3, proposals=8,
                   tasks=8, tries=4, seed_tasks=8, suite_n=6, samples=4, eval_every=2, save_every=1, show_every=1,
                   max_new=96, block_size=256),
-    # not measured on a GPU yet. Reckoned: warm-up 8 minutes (3 of them drawing programs), a step of 12,288 tries 5 s,
-    # memory 9 GB
+    # not measured on a GPU yet. Reckoned: warm-up 5 minutes where there are 8 cores to draw its programs, a step of
+    # 12,288 tries 5 s, memory 9 GB
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=1e-4, seed_tasks=256, workers=8,
@@ -470,9 +471,9 @@ def base_key(cfg):
     code += (network.Block, network.GPT, network.GPTConfig, network.RMSNorm, network.RMSNormGrad, network._tokenizer,
              network.encode, network.decode, network.generate_naive, network.logprobs, network.pad_rows, network.pick,
              network.rotate, network.uniforms, accumulate, buckets, demo_batches, demo_loss, make_optimizers, new_model,
-             set_lr, train_base, e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure, e.pass_at_k,
-             e.people_suite)
-    text = repr([[getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.GUESSES,
+             set_lr, train_base, drawn, e.attempt, e.build_suite, e.evaluate, e.fits, e.interval, e.measure,
+             e.pass_at_k, e.people_suite)
+    text = repr([CHUNK, [getattr(cfg, k) for k in e.BASE_FIELDS], s.OPS, s.LARGE_OPS, s.SHARES, s.DECISIVE, s.GUESSES,
                  s.MAX_DEPTH, s.MAX_VALUE, s.MAX_PROGRAM, s.OUTPUT_KINDS, s.ASSIGN, network.PIECES,
                  network.SPECIAL, e.PEOPLE, e.SUITE_SEED,
                  [ast.dump(ast.parse(inspect.getsource(f))) for f in code]])    # without comments; docstrings count
@@ -498,9 +499,29 @@ def warm_up(cfg, model, ex, suite, people, banned, out):
     return data["measured"], data["minutes"]
 
 
+CHUNK = 50    # steps of the warm-up whose demonstrations are drawn together; each is read twice, as drawing takes time
+
+
+def drawn(cfg, banned, ex, c):
+    """Chunk c of the demonstrations, a function of (seed, c): (list, how many held-out programs were thrown away)."""
+    rng, habits = random.Random(f"{cfg.seed}/demo/{c}"), CHUNK * c >= cfg.habits_from * cfg.warmup_steps
+    now = cfg if habits else replace(cfg, hasty=0.0, patience=1.0)
+    demos, refused = selfplay.demonstrations(ex or own_executor(cfg.unsafe_executor), rng,
+                                             CHUNK // 2 * cfg.warmup_batch, now, banned)
+    return demos + rng.sample(demos, len(demos)), refused
+
+
+@functools.cache
+def own_executor(unsafe):
+    """Of a process that draws, and ends with the trainer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is for the trainer, which then ends this process
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)          # and where the trainer is killed the kernel does
+    return Executor(workers=1, unsafe=unsafe)
+
+
 def train_base(cfg, model, ex, banned, out, part):
     """Train the base; returns seconds. An interrupted warm-up goes on at the step that the file `part` holds (in the
-    run's folder: two runs may make one base), because chunk c of the demonstrations is a function of (seed, c)."""
+    run's folder: two runs may make one base)."""
     optimizers = make_optimizers(model, True, cfg.warmup_lr, cfg.warmup_adam_lr)
     first, spent, hits = 0, 0.0, 0
     if os.path.exists(part):
@@ -511,18 +532,19 @@ def train_base(cfg, model, ex, banned, out, part):
         first, spent, hits = data["step"], data["seconds"], data["hits"]
         print(f"warm-up resumed at step {first}")
     rewind_metrics(out, "warmup", first)
-    chunk, start, seconds, tokens = 50, time.time(), spent, 0
+    # Beside a GPU processes of their own draw ahead, else it would wait for a third of the time. On a CPU there is no
+    # core to spare: they are drawn here (a thread of pure Python fights the learners for the interpreter lock)
+    drawers = min(4, cores() // 2) if cfg.device == "cuda" else 0
+    chunks = iter(DataLoader(range(first // CHUNK, -(-cfg.warmup_steps // CHUNK)), batch_size=None, num_workers=drawers,
+                             collate_fn=functools.partial(drawn, cfg, banned, None if drawers else ex),
+                             multiprocessing_context="spawn" if drawers else None, generator=torch.Generator()))
+    start, seconds, tokens = time.time(), spent, 0
     for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
                      disable=None):
-        if step % chunk == 0 or step == first:
-            # read twice, in another order, because drawing takes time; drawn in the foreground: a thread of pure
-            # Python fights the learners for the interpreter lock and wins nothing
-            rng, begun = random.Random(f"{cfg.seed}/demo/{step // chunk}"), step - step % chunk
-            now = cfg if begun >= cfg.habits_from * cfg.warmup_steps else replace(cfg, hasty=0.0, patience=1.0)
-            demos, refused = selfplay.demonstrations(ex, rng, chunk // 2 * cfg.warmup_batch, now, banned)
-            demos += rng.sample(demos, len(demos))
-            hits += refused if step == begun else 0       # a chunk resumed halfway was counted before
-        mine = [d for d in demos[step % chunk * cfg.warmup_batch:][:cfg.warmup_batch]
+        if step % CHUNK == 0 or step == first:
+            demos, refused = next(chunks)
+            hits += 0 if step % CHUNK else refused        # a chunk resumed halfway was counted before
+        mine = [d for d in demos[step % CHUNK * cfg.warmup_batch:][:cfg.warmup_batch]
                 if len(d[0]) + len(d[1]) <= cfg.block_size]
         if not mine:
             continue
@@ -534,17 +556,17 @@ def train_base(cfg, model, ex, banned, out, part):
         for o in optimizers:
             o.step()
         seconds = spent + time.time() - start
-        if step % chunk == chunk - 1 or step + 1 == cfg.warmup_steps:
+        if step % CHUNK == CHUNK - 1 or step + 1 == cfg.warmup_steps:
             loss = float(sum(s["loss"] for s in stats))
             if not math.isfinite(loss):
                 fail(f"the warm-up's loss is {loss} at step {step}: lower --warmup_lr (now {cfg.warmup_lr})")
             row = {"phase": "warmup", "step": step, "loss": loss, "seconds": round(seconds, 1),
                    "tokens_per_s": round(tokens / (time.time() - start))}
             append(out, "metrics.jsonl", json.dumps(row) + "\n")
-            if step % (5 * chunk) == 5 * chunk - 1:
+            if step % (5 * CHUNK) == 5 * CHUNK - 1:
                 tqdm.write(f"warm-up {step + 1:5d}/{cfg.warmup_steps} | loss {loss:.3f} | "
                            f"{tokens / (time.time() - start):,.0f} tokens/s | {seconds / 60:.1f} min")
-        if step % (5 * chunk) == 5 * chunk - 1 or STOP["signal"]:
+        if step % (5 * CHUNK) == 5 * CHUNK - 1 or STOP["signal"]:
             save(part, {"version": VERSION, "model": model.state_dict(), "step": step + 1, "seconds": seconds,
                         "hits": hits, "optimizers": [o.state_dict() for o in optimizers]})
         if STOP["signal"]:
