@@ -1813,26 +1813,25 @@ class TestStep(unittest.TestCase):
         self.assertTrue(np.allclose(seen, want))
 
     def test_others_draw_what_the_trainer_would(self):
-        """What processes of their own draw for a GPU's warm-up is, in order, what the trainer draws for a CPU's, also
-        from the middle of a chunk; none of them outlives it."""
-        cfg, _ = train.parse([*TINY, "--warmup_steps", "130", "--warmup_batch", "2", "--habits_from", "0.5"])
+        """What processes of their own draw is, in order, what the trainer draws where there is one core, also from the
+        middle of a chunk; none of them outlives it."""
+        cfg, _ = train.parse([*TINY, "--warmup_steps", "530", "--warmup_batch", "2", "--habits_from", "0.5"])
         model, before, seen = train.new_model(cfg), descendants(os.getpid()), []
         with unittest.mock.patch.object(train, "demo_batches", lambda mine, cfg: seen.append(mine) or []), \
                 unittest.mock.patch.object(train, "accumulate", lambda *a: [{"loss": torch.zeros(())}]), \
                 unittest.mock.patch.object(train, "make_optimizers", lambda *a: []), \
                 unittest.mock.patch.object(train, "load_weights", lambda *a: None), \
-                unittest.mock.patch.object(train, "cores", lambda: 4), \
                 contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as out:
-            def warmed(device, first):
+            def warmed(device, cores, first):
                 evaluation.save(f"{out}/part", {"version": evaluation.VERSION, "model": {}, "optimizers": [],
                                                 "step": first, "seconds": 0.0, "hits": 0})
                 seen.clear()
-                train.train_base(replace(cfg, device=device), model, self.ex, set(), out, f"{out}/part")
+                with unittest.mock.patch.object(train, "cores", lambda: cores):
+                    train.train_base(replace(cfg, device=device), model, self.ex, set(), out, f"{out}/part")
                 return list(seen)
-            here = warmed("cpu", 0)
-            self.assertEqual(len(here), 130)
-            self.assertEqual(warmed("cuda", 0), here)
-            self.assertEqual(warmed("cpu", 70), here[70:])
+            here = warmed("cpu", 1, 0)
+            self.assertEqual(len(here), 530)
+            self.assertEqual(warmed("cuda", 4, 70), here[70:])
         tracker = multiprocessing.resource_tracker._resource_tracker._pid      # Python's own, ends with this process
         self.assertEqual([pid for pid in descendants(os.getpid()) if pid not in [*before, tracker]], [])
 

@@ -47,6 +47,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -60,7 +61,7 @@ import eval as evaluation
 import model as network
 import selfplay
 from eval import VERSION, fail, load, mean, save
-from executor import PR_SET_PDEATHSIG, Executor, cores, libc
+from executor import Executor, cores
 from model import GPT, GPTConfig, decode, generate, logprobs, pad_rows
 from selfplay import KINDS, Rollout, Task
 from trr import AVERAGES, MODES, advantages, policy_loss
@@ -142,7 +143,7 @@ class Config:
     epochs: int = 1               # passes over a step's rollouts (rl only)
     clip: float = 0.2             # of the ratio, Eq. 9
     grad_clip: float = 1.0        # longest gradient of an update; 0: any
-    micro_tokens: int = 0         # tokens a micro-batch, about; 0: 3072 on a CPU (fits its cache), 12288 on CUDA
+    micro_tokens: int = 0         # tokens a micro-batch, about; 0: 3072 on a CPU (fits its cache), 32768 on CUDA
     # --- measuring
     suite_n: int = 150            # held-out tasks a kind and depth
     samples: int = 16             # samples a task for pass@k
@@ -156,9 +157,9 @@ PRESETS = {
     "smoke": dict(n_layer=1, n_embd=64, n_head=2, n_kv_head=1, warmup_steps=60, warmup_batch=32, steps=3, proposals=8,
                   tasks=8, tries=4, seed_tasks=8, suite_n=6, samples=4, eval_every=2, save_every=1, show_every=1,
                   max_new=96, block_size=256),
-    # not measured on a GPU yet. Reckoned: warm-up 5 minutes where there are 8 cores to draw its programs, a step of
-    # 12,288 tries 5 s, memory 9 GB
-    "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=4000,
+    # not measured on a GPU yet. Reckoned: warm-up 4 minutes where there are 8 cores to draw its programs, a step of
+    # 12,288 tries 5 s, memory 12 GB (4 the sampler's cache; 158 KB a token that is learnt)
+    "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=6000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.003, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=1e-4, seed_tasks=256, workers=8,
                 max_lines=12),  # of text: a block has up to four. At 6 two thirds of those of depth 6 are refused
@@ -307,7 +308,7 @@ def check(cfg):
     cfg.device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     if cfg.dtype == "auto":
         cfg.dtype = "bfloat16" if network.has_bfloat16(cfg.device) else "float32"
-    cfg.micro_tokens = cfg.micro_tokens or (12288 if cfg.device == "cuda" else 3072)
+    cfg.micro_tokens = cfg.micro_tokens or (32768 if cfg.device == "cuda" else 3072)
 
 
 def origin(cfg):
@@ -407,9 +408,11 @@ def buckets(lengths, count):
 
 def micro_batches(cfg, tokens):
     """How many micro-batches for so many tokens: each at most about cfg.micro_tokens; on a CPU the same number for each
-    thread, and at least two, because in a single one every row would be padded to the longest."""
+    thread, and at least two, because in a single one every row would be padded to the longest. On CUDA at least three:
+    of a warm-up's batch in two 46 % would be padding, in six 20 %; but each has a thousand kernels to launch, some
+    7 ms."""
     if cfg.device == "cuda":
-        return math.ceil(tokens / cfg.micro_tokens)
+        return max(3, math.ceil(tokens / cfg.micro_tokens))
     return network.THREADS * max(2, math.ceil(tokens / network.THREADS / cfg.micro_tokens))
 
 
@@ -513,9 +516,13 @@ def drawn(cfg, banned, ex, c):
 
 @functools.cache
 def own_executor(unsafe):
-    """Of a process that draws, and ends with the trainer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is for the trainer, which then ends this process
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)          # and where the trainer is killed the kernel does
+    """Of a process that draws, which is to end with the trainer, however that ends."""
+    def watch(trainer=os.getppid()):
+        while os.getppid() == trainer:
+            time.sleep(1)
+        os._exit(0)
+    threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is for the trainer
     return Executor(workers=1, unsafe=unsafe)
 
 
@@ -532,9 +539,9 @@ def train_base(cfg, model, ex, banned, out, part):
         first, spent, hits = data["step"], data["seconds"], data["hits"]
         print(f"warm-up resumed at step {first}")
     rewind_metrics(out, "warmup", first)
-    # Beside a GPU processes of their own draw ahead, else it would wait for a third of the time. On a CPU there is no
-    # core to spare: they are drawn here (a thread of pure Python fights the learners for the interpreter lock)
-    drawers = min(4, cores() // 2) if cfg.device == "cuda" else 0
+    # Processes of their own draw ahead: a GPU would wait longer than it learns, and two cores take 1.13 times as long
+    # (a thread of pure Python would fight the learners for the interpreter lock). Each takes seconds to start
+    drawers = min(4 if cfg.device == "cuda" else 1, cores() // 2) if cfg.warmup_steps > 10 * CHUNK else 0
     chunks = iter(DataLoader(range(first // CHUNK, -(-cfg.warmup_steps // CHUNK)), batch_size=None, num_workers=drawers,
                              collate_fn=functools.partial(drawn, cfg, banned, None if drawers else ex),
                              multiprocessing_context="spawn" if drawers else None, generator=torch.Generator()))
