@@ -1424,10 +1424,12 @@ class TestTrain(unittest.TestCase):
             self.assertFalse(os.path.exists(f"{tmp}/other"), "a row that cannot run is found before the others have")
 
     def test_faults_are_named(self):
-        """Disk full, a read-only folder, a full GPU: one line that says what to do, and nothing half written."""
+        """Disk full, a read-only folder, a full GPU, a killed process that draws: one line that says what to do, and
+        nothing half written."""
         full, read_only = OSError(28, "No space left on device"), OSError(30, "Read-only file system")
         for fault, words in ((full, "make room"), (read_only, "make room"),
-                             (torch.OutOfMemoryError("x"), "--tasks (now 4)")):
+                             (torch.OutOfMemoryError("x"), "--tasks (now 4)"),
+                             (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "Go on with")):
             with tempfile.TemporaryDirectory() as tmp, unittest.mock.patch.object(train, "run", side_effect=fault):
                 self.assertIn(words, refusal(self, train.main, ["--out", f"{tmp}/run", *TINY]))
                 self.assertEqual(sorted(os.listdir(f"{tmp}/run")), [".lock", "config.json"])

@@ -1178,6 +1178,11 @@ def main(argv=None):
         fail(f"CUDA is out of memory: lower --micro_tokens (now {cfg.micro_tokens}), or --tasks (now {cfg.tasks}) and "
              f"--proposals (now {cfg.proposals}) together, then --resume {out} with the new values in its config.json; "
              "--block_size bounds the sampler's cache, but is the base's as well")
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            fail(f"a process that draws the warm-up's programs is gone ({error}). Is memory short? Go on with --resume "
+                 f"{out}")
+        raise
     except OSError as error:
         if error.errno in (2, 13, 17, 20, 28, 30):  # gone, no access, no folder (twice), disk full, read-only system
             fail(f"{error.strerror} ({error.filename or out}): put that right (make room, say, or give another --out), "
