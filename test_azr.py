@@ -1834,6 +1834,10 @@ class TestStep(unittest.TestCase):
             here = warmed("cpu", 1, 0)
             self.assertEqual(len(here), 530)
             self.assertEqual(warmed("cuda", 4, 70), here[70:])
+            context = multiprocessing.get_context("spawn")
+            with unittest.mock.patch.object(type(context), "Queue", side_effect=OSError(38, "no semaphores")) as asked:
+                self.assertEqual(warmed("cuda", 4, 500), here[500:])
+            asked.assert_called()
         tracker = multiprocessing.resource_tracker._resource_tracker._pid      # Python's own, ends with this process
         self.assertEqual([pid for pid in descendants(os.getpid()) if pid not in [*before, tracker]], [])
 

@@ -542,9 +542,16 @@ def train_base(cfg, model, ex, banned, out, part):
     # Processes of their own draw ahead: a GPU would wait longer than it learns, and two cores take 1.13 times as long
     # (a thread of pure Python would fight the learners for the interpreter lock). Each takes seconds to start
     drawers = min(4 if cfg.device == "cuda" else 1, cores() // 2) if cfg.warmup_steps > 10 * CHUNK else 0
-    chunks = iter(DataLoader(range(first // CHUNK, -(-cfg.warmup_steps // CHUNK)), batch_size=None, num_workers=drawers,
-                             collate_fn=functools.partial(drawn, cfg, banned, None if drawers else ex),
-                             multiprocessing_context="spawn" if drawers else None, generator=torch.Generator()))
+
+    def draw(drawers):
+        return iter(DataLoader(range(first // CHUNK, -(-cfg.warmup_steps // CHUNK)), batch_size=None,
+                               num_workers=drawers, multiprocessing_context="spawn" if drawers else None,
+                               collate_fn=functools.partial(drawn, cfg, banned, None if drawers else ex),
+                               generator=torch.Generator()))
+    try:
+        chunks = draw(drawers)
+    except (OSError, ImportError):    # no semaphores on this system: here, then
+        chunks = draw(0)
     start, seconds, tokens = time.time(), spent, 0
     for step in tqdm(range(first, cfg.warmup_steps), "warm-up", cfg.warmup_steps, initial=first, mininterval=2,
                      disable=None):
