@@ -610,8 +610,9 @@ def _tried(make, step, z, done):
             raise RuntimeError(f"it agrees with the plain one in {same:.0%} of the rows only")
         return quick
     except Exception as error:  # whatever torch or the driver objects to: slower is better than not at all
-        error = error.__context__ or error     # torch ends a failed capture with an error that hides the first one
-        print(f"decode step not {done}, so slower: {type(error).__name__}: {error}", flush=True)
+        # torch ends a failed capture with an error that hides the first one: both
+        why = ", after ".join(f"{type(e).__name__}: {e}" for e in (error, error.__context__) if e)
+        print(f"decode step not {done}, so slower: {why}", flush=True)
         return step
     finally:
         rewind()

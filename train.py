@@ -39,6 +39,7 @@ import hashlib
 import inspect
 import json
 import math
+import multiprocessing
 import os
 import platform
 import random
@@ -509,21 +510,23 @@ def drawn(cfg, banned, ex, c):
     """Chunk c of the demonstrations, a function of (seed, c): (list, how many held-out programs were thrown away)."""
     rng, habits = random.Random(f"{cfg.seed}/demo/{c}"), CHUNK * c >= cfg.habits_from * cfg.warmup_steps
     now = cfg if habits else replace(cfg, hasty=0.0, patience=1.0)
-    demos, refused = selfplay.demonstrations(ex or own_executor(cfg.unsafe_executor), rng,
-                                             CHUNK // 2 * cfg.warmup_batch, now, banned)
+    ex = ex or own_executor(workers=1, unsafe=cfg.unsafe_executor)
+    demos, refused = selfplay.demonstrations(ex, rng, CHUNK // 2 * cfg.warmup_batch, now, banned)
     return demos + rng.sample(demos, len(demos)), refused
 
 
-@functools.cache
-def own_executor(unsafe):
-    """Of a process that draws, which is to end with the trainer, however that ends."""
-    def watch(trainer=os.getppid()):
+own_executor = functools.cache(Executor)     # of a process that draws
+
+
+def begin_to_draw(_):
+    """First of all in such a process: it is to end with the trainer, however that ends. (By a thread, not by a timer as
+    a zygote does: at its end Python takes signal handlers away, and the timer would kill what was ending well.)"""
+    def watch(trainer=multiprocessing.parent_process().pid):
         while os.getppid() == trainer:
             time.sleep(1)
         os._exit(0)
     threading.Thread(target=watch, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is for the trainer
-    return Executor(workers=1, unsafe=unsafe)
 
 
 def train_base(cfg, model, ex, banned, out, part):
@@ -547,7 +550,7 @@ def train_base(cfg, model, ex, banned, out, part):
         return iter(DataLoader(range(first // CHUNK, -(-cfg.warmup_steps // CHUNK)), batch_size=None,
                                num_workers=drawers, multiprocessing_context="spawn" if drawers else None,
                                collate_fn=functools.partial(drawn, cfg, banned, None if drawers else ex),
-                               generator=torch.Generator()))
+                               worker_init_fn=begin_to_draw, generator=torch.Generator()))
     try:
         chunks = draw(drawers)
     except (OSError, ImportError):    # no semaphores on this system: here, then
