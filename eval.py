@@ -448,7 +448,7 @@ def people_suite(ex, n_inputs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: a run's folder, and a stranger's
 
-VERSION = 3  # of checkpoints. 1 paired other channels in rotary positions; 2 had two more fields in GPTConfig
+VERSION = 4  # of checkpoints. 1 paired other channels in rotary positions, 3 had no value embeddings
 NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
           "suite_n": (int, 1, 10_000), "samples": (int, 1, 64), "block_size": (int, 8, 65536),
           "steps": (int, 1, 2**63)}  # type, least, most
@@ -1088,9 +1088,9 @@ def seconds(work, repeat=3, threads=1):
 
 
 def flops_per_token(model, context=80):
-    """Forward FLOPs a token: 2 a weight (the embedding is a look-up), plus scores and values over `context`."""
-    c = model.config
-    return 2 * (model.num_params() - model.embed.weight.numel()) + 4 * c.n_layer * c.n_head * c.head_dim * context
+    """Forward FLOPs a token: 2 a weight (embeddings are look-ups), plus scores and values over `context`."""
+    c, looked_up = model.config, sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    return 2 * (model.num_params() - looked_up) + 4 * c.n_layer * c.n_head * c.head_dim * context
 
 
 def made_up_rollouts(prompts, rng):

@@ -13,8 +13,9 @@ Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM
    and, for the rotary pairs, reordering (qwen3_twin in results/beside_transformers.py).
 2) The vocabulary is ours: 256 bytes, then Python pieces, then role tokens. tiktoken does the splitting, nothing is
    downloaded. With 50k tokens the head and the embedding would be 24 times larger than all layers together.
-3) Two additions of a few numbers each, both without effect at first: `smear` lets an embedding carry a share of the
-   token before it (.07 nats after a minute of warm-up), `sharpness` scales the logits (what RL would change first).
+3) Three additions, all without effect at first: `smear` lets an embedding carry a share of the token before it (.07
+   nats after a minute of warm-up), `values` are value embeddings (after two minutes .03 to .05 nats, at no cost in
+   time), `sharpness` scales the logits (what RL would change first).
 4) Log-probs are returned by the sampler itself and equal those of the training forward (1e-3 in the tests), so that the
    first update's ratio is 1 (between vLLM and a trainer it is not, and needs correcting).
 
@@ -183,10 +184,12 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(c.n_embd, 2 * c.n_inner, bias=False)
         self.down = nn.Linear(c.n_inner, c.n_embd, bias=False)
 
-    def heads(self, x, turn):
-        """x (B, T, C) -> q (B, KV, G, T, hd), k (B, KV, T, hd), v (B, KV, T, hd), where G = n_head / n_kv_head."""
+    def heads(self, x, turn, more):
+        """x (B, T, C) -> q (B, KV, G, T, hd), k (B, KV, T, hd), v (B, KV, T, hd), where G = n_head / n_kv_head. more
+        (B, T, KV, hd) is added to the values."""
         c, (B, T, _) = self.c, x.shape
         q, k, v = self.qkv(self.norm1(x)).view(B, T, -1, c.head_dim).split([c.n_head, c.n_kv_head, c.n_kv_head], 2)
+        v = v + more.to(v.dtype)
         qk = rotate(torch.cat([self.q_norm(q), self.k_norm(k)], 2), turn)
         q, k = qk.split([c.n_head, c.n_kv_head], 2)
         q = q.to(v.dtype).view(B, T, c.n_kv_head, -1, c.head_dim).permute(0, 2, 3, 1, 4)
@@ -233,6 +236,10 @@ class GPT(nn.Module):
         # each embedding also carries a share of the token before, one learned gate a channel: the first layer can then
         # look for "what followed this token earlier", for which attention alone needs two. At 0 it is a plain decoder
         self.smear = nn.Parameter(torch.zeros(c.n_embd))
+        # value embeddings: what a token, and the one before it, add to the values of each layer, whatever else was read.
+        # A look-up costs nothing, and a layer need not carry the tokens along to say which they were. At 0: the same
+        self.values, self.values_before = (
+            nn.Embedding(c.vocab_size, c.n_layer * c.n_kv_head * c.head_dim) for _ in range(2))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
         self.norm = RMSNorm(c.n_embd, c.norm_eps)
         self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
@@ -242,7 +249,7 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02 if "embed" in name else c.n_embd ** -0.5 * 0.5)
-            if name.endswith(("proj.weight", "down.weight")):
+            if name.endswith(("proj.weight", "down.weight")) or name.startswith("values"):
                 nn.init.zeros_(p)  # each block starts as the identity (muP-like; faster in modded-nanogpt's records)
         angles = torch.outer(torch.arange(c.block_size).float(),
                              c.rope_theta ** (-torch.arange(0, c.head_dim, 2).float() / c.head_dim))
@@ -257,23 +264,31 @@ class GPT(nn.Module):
         each layer's (k, v), the sampler's prefill. tree: (position, previous, branch), each (B, T), when a row is a
         prompt with several replies behind it: a reply's tokens see the prompt and their own branch only."""
         T = idx.shape[1]
-        bias, x = torch.full((T, T), -math.inf, device=idx.device).triu(1), self.embed(idx)
+        bias = torch.full((T, T), -math.inf, device=idx.device).triu(1)
         if tree is None:
             assert T <= self.config.block_size, f"sequence of {T} tokens, block_size is {self.config.block_size}"
             turn = self.turn[:T]                                                              # (T, 1, hd/2)
-            x = x + self.smear * F.pad(x, (0, 0, 1, 0))[:, :T]   # before the first token: nothing
+            before = F.pad(idx, (1, 0), value=PAD)[:, :T]
         else:
             position, previous, branch = tree
             other = (branch[:, None, :] > 0) & (branch[:, None, :] != branch[:, :, None])
             bias = bias.masked_fill(other, -math.inf)[:, None, None]                          # (B, 1, 1, T, T)
             turn = self.turn[position]                                                        # (B, T, 1, hd/2)
-            x = x + self.smear * self.embed(idx.gather(1, previous)) * (position > 0)[..., None]
-        for block in self.blocks:
-            q, k, v = block.heads(x, turn)
+            before = idx.gather(1, previous).masked_fill(position == 0, PAD)
+        x, values = self.read(idx, before)
+        for block, more in zip(self.blocks, values):
+            q, k, v = block.heads(x, turn, more)
             if cache is not None:
                 cache.append((k, v))
             x = block.finish(x, block.attend(q, k, v, bias))
         return self.logits(x if select is None else x[select])
+
+    def read(self, token, before):
+        """Tokens (B, T), each with the one before it (PAD before the first) -> the residual stream (B, T, C), and what
+        they add to each layer's values, (n_layer, B, T, KV, hd)."""
+        x, c = self.embed(token) + self.smear * self.embed(before), self.config
+        values = self.values(token) + self.values_before(before)
+        return x, values.unflatten(-1, (c.n_layer, c.n_kv_head, c.head_dim)).movedim(2, 0)
 
     def logits(self, x):
         """Residual stream (..., C) -> logits (..., V)."""
@@ -570,10 +585,10 @@ class _Step(nn.Module):
         row = torch.arange(token.shape[0], device=token.device)
         hidden = torch.arange(cache.shape[4], device=token.device) > position[:, None]
         bias = torch.zeros(hidden.shape, device=token.device).masked_fill_(hidden, -math.inf)[:, None, None, None]
-        x = (model.embed(token) + model.smear * model.embed(before))[:, None]
+        x, values = model.read(token[:, None], before[:, None])
         turn = model.turn[position][:, None]                                   # (R, 1, 1, hd/2)
-        for block, (k_cache, v_cache) in zip(model.blocks, cache):             # (n_layer, 2, R, KV, columns, hd)
-            q, k, v = block.heads(x, turn)
+        for block, more, (k_cache, v_cache) in zip(model.blocks, values, cache):    # cache: _places
+            q, k, v = block.heads(x, turn, more)
             k_cache[row, :, position], v_cache[row, :, position] = k[:, :, 0], v[:, :, 0]
             x = block.finish(x, block.attend(q, k_cache, v_cache, bias))
         uniform = u.gather(1, t[:, None])[:, 0]

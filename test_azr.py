@@ -366,7 +366,8 @@ class TestModel(unittest.TestCase):
         """The block is Qwen3's: under its names there the weights give the same logits, so published ones fit here."""
         model, idx = small_model(12), torch.tensor(random_prompts(1, 3))
         with torch.no_grad():
-            model.sharpness.zero_(), model.smear.zero_()        # our two additions, off
+            for extra in (model.sharpness, model.smear, model.values.weight, model.values_before.weight):
+                extra.zero_()                                       # our additions, off
             script = runpy.run_path(os.path.join(HERE, "results", "beside_transformers.py"))
             difference = script["qwen3_twin"](model)(idx).logits - model(idx)
         self.assertLess(difference.abs().max().item(), 1e-3)

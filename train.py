@@ -94,12 +94,12 @@ class Config:
                                   # search gives up only when out of tries or room (1 in 23 do): first the skill, then
                                   # the habit. At 0 base and end are far weaker
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
-    warmup_steps: int = 2400
+    warmup_steps: int = 1800
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.008 # AdamW, for all the rest
     # --- self-play
-    steps: int = 70               # about 5 minutes on 2 cores
+    steps: int = 60               # about 4 minutes on 2 cores
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
