@@ -3686,16 +3686,17 @@ class TestReadme(unittest.TestCase):
         the records kept there."""
         readme = "".join(pathlib.Path(HERE, p).read_text(encoding="utf-8") for p in ("README.md", "results/README.md"))
         main = [str(pathlib.Path(HERE, "results", "main", f"full-s{seed}.json")) for seed in (1, 2, 3)]
-        for folder in ("grid", "timid"):
+        for folder in ("grid", "plain", "timid"):
             records = sorted(str(p) for p in pathlib.Path(HERE, "results", folder).glob("*-s[0-9].json"))
             with tempfile.TemporaryDirectory() as d:
                 self.assertEqual(call_eval("--compare", *main * (folder == "grid"), *records, "--out", d)[0], 0)
                 for name in os.listdir(d):
                     made = pathlib.Path(d, name).read_text(encoding="utf-8")
                     self.assertEqual(pathlib.Path(HERE, "results", folder, name).read_text(encoding="utf-8"), made)
-        table = pathlib.Path(HERE, "results", "grid", "compare.md").read_text(encoding="utf-8")
-        table = table.partition("Percent right")[0].strip()                # the README leaves out the last columns
-        self.assertIn(re.sub(r"^((\|[^|]*){9}\|).*$", r"\1", table, flags=re.M), readme)
+        for folder in ("grid", "plain"):
+            table = pathlib.Path(HERE, "results", folder, "compare.md").read_text(encoding="utf-8")
+            table = table.partition("Percent right")[0].strip()            # the README leaves out the last columns
+            self.assertIn(re.sub(r"^((\|[^|]*){9}\|).*$", r"\1", table, flags=re.M), readme)
         tables = evaluation.group_runs(evaluation.read_runs(main))         # and the table by seed
         self.assertEqual((tables[0][0]["name"], tables[0][0]["seeds"]), ("full", 3))
         for run in tables[0][0]["runs"]:
