@@ -236,8 +236,8 @@ class GPT(nn.Module):
         # each embedding also carries a share of the token before, one learned gate a channel: the first layer can then
         # look for "what followed this token earlier", for which attention alone needs two. At 0 it is a plain decoder
         self.smear = nn.Parameter(torch.zeros(c.n_embd))
-        # value embeddings: what a token, and the one before it, add to the values of each layer, whatever else was read.
-        # A look-up costs nothing, and a layer need not carry the tokens along to say which they were. At 0: the same
+        # value embeddings: what a token, and the one before it, add to each layer's values, whatever the layer's input.
+        # A look-up costs next to nothing, and no layer need carry tokens along to say which they were. At 0: off
         self.values, self.values_before = (
             nn.Embedding(c.vocab_size, c.n_layer * c.n_kv_head * c.head_dim) for _ in range(2))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
@@ -250,7 +250,7 @@ class GPT(nn.Module):
             if p.dim() == 2:
                 nn.init.normal_(p, std=0.02 if "embed" in name else c.n_embd ** -0.5 * 0.5)
             if name.endswith(("proj.weight", "down.weight")) or name.startswith("values"):
-                nn.init.zeros_(p)  # each block starts as the identity (muP-like; faster in modded-nanogpt's records)
+                nn.init.zeros_(p)  # blocks start as the identity (muP-like, as in modded-nanogpt's records), tables off
         angles = torch.outer(torch.arange(c.block_size).float(),
                              c.rope_theta ** (-torch.arange(0, c.head_dim, 2).float() / c.head_dim))
         self.register_buffer("turn", torch.polar(torch.ones_like(angles), angles)[:, None], persistent=False)
@@ -587,7 +587,7 @@ class _Step(nn.Module):
         bias = torch.zeros(hidden.shape, device=token.device).masked_fill_(hidden, -math.inf)[:, None, None, None]
         x, values = model.read(token[:, None], before[:, None])
         turn = model.turn[position][:, None]                                   # (R, 1, 1, hd/2)
-        for block, more, (k_cache, v_cache) in zip(model.blocks, values, cache):    # cache: _places
+        for block, more, (k_cache, v_cache) in zip(model.blocks, values, cache):  # (n_layer, 2, R, KV, columns, hd)
             q, k, v = block.heads(x, turn, more)
             k_cache[row, :, position], v_cache[row, :, position] = k[:, :, 0], v[:, :, 0]
             x = block.finish(x, block.attend(q, k_cache, v_cache, bias))

@@ -168,7 +168,7 @@ PRESETS = {
 
 SUPERVISED = dict(optimizer="muon", muon_lr=0.005, lr=0.003, sharp_lr=0.0, minibatches=48)
 TIMID = dict(timid=True, hasty=0.0, patience=1.0, propose_weight=4.0, steps=150)
-ABLATIONS = {  # each differs from full by what it names; the README's table is made of these
+ABLATIONS = {  # each differs from full by what it names; the READMEs' tables are made of these
     "full": {},
     "solver_only": dict(proposer="frozen"),
     "loud_proposer": dict(propose_weight=9.0),

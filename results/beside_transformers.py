@@ -1,6 +1,7 @@
 """
-Our sampler beside the cached `generate` of Hugging Face transformers: the same network and weights (as its Qwen3), the
-same prompts, 8 tries of each. The library is no requirement of ours (some 3 minutes on 2 cores):
+Our sampler beside the cached `generate` of Hugging Face transformers: the same network and weights (as its Qwen3, which
+lacks our additions: 0 in a new network, so the outputs are the same), the same prompts, 8 tries of each. The library is
+no requirement of ours (some 3 minutes on 2 cores):
 
     pip install transformers && python results/beside_transformers.py
 """
