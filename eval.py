@@ -1087,10 +1087,15 @@ def seconds(work, repeat=3, threads=1):
     return min(timeit.repeat(lambda: (work(), wait()), number=1, repeat=repeat))
 
 
+def weights_used(model):
+    """How many weights every token meets: all but the embeddings, which are looked up."""
+    return model.num_params() - sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+
+
 def flops_per_token(model, context=80):
-    """Forward FLOPs a token: 2 a weight (embeddings are look-ups), plus scores and values over `context`."""
-    c, looked_up = model.config, sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
-    return 2 * (model.num_params() - looked_up) + 4 * c.n_layer * c.n_head * c.head_dim * context
+    """Forward FLOPs a token: 2 a weight, plus scores and values over `context`."""
+    c = model.config
+    return 2 * weights_used(model) + 4 * c.n_layer * c.n_head * c.head_dim * context
 
 
 def made_up_rollouts(prompts, rng):
@@ -1165,7 +1170,7 @@ def bench_device(cfg, tasks=256, size=8192):
     naive = 2 * STEPS / seconds(lambda: generate_naive(model, prompts[:2], STEPS, stop=-1), 1)
     context = np.mean([len(p) for p in prompts]) + STEPS / 2
     values = 2 * c.n_layer * c.n_kv_head * c.head_dim * context             # cached for a row, on average
-    step_bytes = a.element_size() * (model.num_params() + rows * values)
+    step_bytes = a.element_size() * (weights_used(model) + rows * values)
     rollouts = made_up_rollouts(more, rng)
     real = sum(len(r.prompt) + len(r.reply) for r in rollouts)
     update, read = learning_step(model, cfg, rollouts, cfg.dtype)
