@@ -13,9 +13,8 @@ Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM
    and, for the rotary pairs, reordering (qwen3_twin in results/beside_transformers.py).
 2) The vocabulary is ours: 256 bytes, then Python pieces, then role tokens. tiktoken does the splitting, nothing is
    downloaded. With 50k tokens the head and the embedding would be 24 times larger than all layers together.
-3) Three additions, all without effect at first: `smear` lets an embedding carry a share of the token before it (.07
-   nats after a minute of warm-up), `values` are value embeddings (after two minutes .03 to .05 nats, at no cost in
-   time), `sharpness` scales the logits (what RL would change first).
+3) Two additions, both without effect at first: `values` are value embeddings (after two minutes of warm-up worth .03 to
+   .05 nats, at no cost in time), `sharpness` scales the logits (what RL would change first).
 4) Log-probs are returned by the sampler itself and equal those of the training forward (1e-3 in the tests), so that the
    first update's ratio is 1 (between vLLM and a trainer it is not, and needs correcting).
 
@@ -233,11 +232,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = c = config
         self.embed = nn.Embedding(c.vocab_size, c.n_embd)
-        # each embedding also carries a share of the token before, one learned gate a channel: the first layer can then
-        # look for "what followed this token earlier", for which attention alone needs two. At 0 it is a plain decoder
-        self.smear = nn.Parameter(torch.zeros(c.n_embd))
         # value embeddings: what a token, and the one before it, add to each layer's values, whatever the layer's input.
-        # A look-up costs next to nothing, and no layer need carry tokens along to say which they were. At 0: off
+        # A look-up costs next to nothing, and no layer need carry tokens along to say which they were. At 0 this is a
+        # plain decoder
         self.values, self.values_before = (
             nn.Embedding(c.vocab_size, c.n_layer * c.n_kv_head * c.head_dim) for _ in range(2))
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
@@ -286,9 +283,8 @@ class GPT(nn.Module):
     def read(self, token, before):
         """Tokens (B, T), each with the one before it (PAD before the first) -> the residual stream (B, T, C), and what
         they add to each layer's values, (n_layer, B, T, KV, hd)."""
-        x, c = self.embed(token) + self.smear * self.embed(before), self.config
-        values = self.values(token) + self.values_before(before)
-        return x, values.unflatten(-1, (c.n_layer, c.n_kv_head, c.head_dim)).movedim(2, 0)
+        values, c = self.values(token) + self.values_before(before), self.config
+        return self.embed(token), values.unflatten(-1, (c.n_layer, c.n_kv_head, c.head_dim)).movedim(2, 0)
 
     def logits(self, x):
         """Residual stream (..., C) -> logits (..., V)."""
@@ -457,7 +453,7 @@ def _twin(model, dtype):
     """The network's copy for sampling, up to date. It holds the traced steps, which a copy or a checkpoint of the
     network itself should not carry, and in bfloat16 its matrices are in it (autocast keeps no casts under
     inference_mode: it would cast each anew for each token)."""
-    twins, key = _twins.setdefault(model, {}), (dtype, model.smear.device)
+    twins, key = _twins.setdefault(model, {}), (dtype, model.sharpness.device)
     if key not in twins:
         twins[key] = copy.deepcopy(model)
         for m in twins[key].modules():

@@ -77,7 +77,6 @@ def small_model(seed=0, **kw):
     with torch.no_grad():
         model.head.weight[END] += 0.3
         model.sharpness.fill_(0.2)
-        model.smear.normal_(std=0.5)
     return model
 
 
@@ -366,7 +365,7 @@ class TestModel(unittest.TestCase):
         """The block is Qwen3's: under its names there the weights give the same logits, so published ones fit here."""
         model, idx = small_model(12), torch.tensor(random_prompts(1, 3))
         with torch.no_grad():
-            for extra in (model.sharpness, model.smear, model.values.weight, model.values_before.weight):
+            for extra in (model.sharpness, model.values.weight, model.values_before.weight):
                 extra.zero_()                                       # our additions, off
             script = runpy.run_path(os.path.join(HERE, "results", "beside_transformers.py"))
             difference = script["qwen3_twin"](model)(idx).logits - model(idx)
@@ -1326,7 +1325,7 @@ class TestTrain(unittest.TestCase):
             os.remove(f"{tmp}/run/eval.json")
             train.main(["--resume", f"{tmp}/run"])
             self.assertIn("resumed at step 2", said.getvalue())
-            self.assertTrue(on_gpu(train.new_model(train.Config(device="cuda")).smear))
+            self.assertTrue(on_gpu(train.new_model(train.Config(device="cuda")).sharpness))
 
     def test_resume_equals_no_interruption(self):
         """Stopped with SIGTERM, then killed with SIGKILL, at random moments and resumed, a run with 3 executor workers
@@ -3402,7 +3401,7 @@ class TestLoading(unittest.TestCase):
                        {"model": {**state, name: "x"}}, {"model": {**state, "more": state[name]}}, {"base": {}},
                        {"base": None}, {"model": {**state, name: torch.zeros(1).expand(state[name].shape)}},
                        {"version": torch.zeros(2)}, {"model": {**state, name: state[name].double() * 1e300}},
-                       {"model": {**state, "smear": state["norm.weight"]}}):
+                       {"model": {**state, "blocks.0.norm1.weight": state["norm.weight"]}}):
             save_run(self.folder, **change)
             self.refused()
         torch.save([1, 2], self.file)

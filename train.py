@@ -97,7 +97,7 @@ class Config:
     warmup_steps: int = 2400
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
-    warmup_adam_lr: float = 0.008 # AdamW, for all the rest
+    warmup_adam_lr: float = 0.016 # AdamW, for all the rest
     # --- self-play
     steps: int = 60               # about 4 minutes on 2 cores
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
