@@ -519,17 +519,19 @@ def load_gpt(path, config, state):
     It is tried without memory first, so a stranger's huge sizes are refused before they cost anything."""
     try:
         c = GPTConfig(**config)
-        for f in fields(GPTConfig):
+        for f in fields(GPTConfig):     # raised, not asserted: python -O must not let a stranger's file pass
             v, most = getattr(c, f.name), 65536 if f.type is int else 1e9
-            assert type(v) is f.type and 0 <= v <= most, f"gpt.{f.name} is out of range"
-        assert c.vocab_size == VOCAB_SIZE and c.n_layer <= 512 and c.block_size * c.head_dim <= 1 << 24, \
-            "another vocabulary or network"                    # the table of rotary angles is in no checkpoint
+            if type(v) is not f.type or not 0 <= v <= most:
+                raise ValueError(f"gpt.{f.name} is out of range")
+        if c.vocab_size != VOCAB_SIZE or c.n_layer > 512 or c.block_size * c.head_dim > 1 << 24:
+            raise ValueError("another vocabulary or network")  # the table of rotary angles is in no checkpoint
         with torch.device("meta"):
             GPT(c).load_state_dict(state, assign=True)
         for t in state.values():        # contiguous: a few bytes expanded to a huge shape are not
-            assert t.layout == torch.strided and t.is_contiguous() and t.dtype == torch.float32, "a weight is strange"
-            assert t.isfinite().all(), "a weight is not finite"
-        assert len({t.untyped_storage().data_ptr() for t in state.values()}) == len(state), "weights share memory"
+            if t.layout != torch.strided or not t.is_contiguous() or t.dtype != torch.float32 or not t.isfinite().all():
+                raise ValueError("a weight is strange or not finite")
+        if len({t.untyped_storage().data_ptr() for t in state.values()}) < len(state):
+            raise ValueError("weights share memory")
         model = GPT(c)
         model.load_state_dict(state)
         return model.eval()
