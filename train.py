@@ -94,7 +94,7 @@ class Config:
                                   # search gives up only when out of tries or room (1 in 23 do): first the skill, then
                                   # the habit. At 0 base and end are far weaker
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
-    warmup_steps: int = 1600
+    warmup_steps: int = 2000
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
     warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.016 # AdamW, for all the rest
