@@ -448,7 +448,7 @@ def people_suite(ex, n_inputs):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: a run's folder, and a stranger's
 
-VERSION = 5  # of checkpoints. 1 paired other channels in rotary positions, 3 had no value embeddings, 4 more weights
+VERSION = 5  # of checkpoints. 1 paired other channels in rotary positions, 3 had no value embeddings, 4 had `smear`
 NEEDED = {"seed": (int, 0, 2**63), "n_inputs": (int, 3, 10), "large": (bool, 0, 1), "max_new": (int, 1, 65536),
           "suite_n": (int, 1, 10_000), "samples": (int, 1, 64), "block_size": (int, 8, 65536),
           "steps": (int, 1, 2**63)}  # type, least, most
