@@ -1461,7 +1461,7 @@ class TestTrain(unittest.TestCase):
         self.assertTrue(all(torch.equal(a, b) for a, b in zip(before, model.parameters())))
         with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()), \
                 unittest.mock.patch.object(train, "learn", lambda *a: stats):
-            self.assertIn(f"the gradient of step 1 is not finite: lower lr (now {cfg.lr}) in {tmp}/run/config.json",
+            self.assertIn(f"the gradient of step 1 is not finite: lower lr (now 0.0003) in {tmp}/run/config.json",
                           refusal(self, train.main, ["--out", f"{tmp}/run", *TINY, "--warmup_steps", "2"]))
 
     def test_every_ablation_differs_as_named(self):
