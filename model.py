@@ -117,9 +117,9 @@ def decode(ids):
 class GPTConfig:
     vocab_size: int = VOCAB_SIZE
     block_size: int = 368      # longest sequence, prompt + reply, in tokens
-    n_layer: int = 3
-    n_head: int = 4
-    n_embd: int = 128          # d: width of the residual stream
+    n_layer: int = 2
+    n_head: int = 5
+    n_embd: int = 160          # d: width of the residual stream
     n_kv_head: int = 1         # n_head / n_kv_head query heads share keys and values: a smaller cache decodes faster
     head_dim: int = 0          # 0: n_embd // n_head
     n_inner: int = 0           # width of the gated MLP; 0: 8/3 of n_embd, rounded up to a multiple of 32

@@ -81,10 +81,10 @@ class Config:
     workers: int = 2              # pairs of executor processes at work; the results do not depend on it
     unsafe_executor: bool = False # run model text without the kernel wall (macOS, some containers): at your own risk
     # --- model
-    n_layer: int = 3              # at equal warm-up time 3 x 128 beats 2 x 128, 3 x 64 and 3 x 96
-    n_head: int = 4
+    n_layer: int = 2              # as deep as it needs to be: see results/README.md, Two layers
+    n_head: int = 5
     n_kv_head: int = 1            # fewer: a smaller cache and faster sampling
-    n_embd: int = 128
+    n_embd: int = 160
     block_size: int = 368         # longest prompt + reply, tokens
     # --- warm-up: the "base model"
     large: bool = False           # the larger task language: loops, blocks, longer lists, two-digit constants
@@ -96,7 +96,7 @@ class Config:
     timid: bool = False           # True: of demonstrated proposals each depth is a tenth as frequent as the one before
     warmup_steps: int = 2000
     warmup_batch: int = 80        # demonstrations a step; many small steps beat few large ones at equal time
-    warmup_lr: float = 0.015      # Muon, for the matrices of the blocks
+    warmup_lr: float = 0.011      # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.016 # AdamW, for all the rest
     # --- self-play
     steps: int = 60               # about 4 minutes on 2 cores
