@@ -3,7 +3,7 @@ model.py: the network, its tokenizer and its sampler (the policy pi of paper sec
 
 One decoder-only transformer plays both roles, so everything here is ordinary: tokens in, next-token log-probs out.
 What is worth reading is the sampler. Each rollout carries about one bit of reward, so rollouts a second ARE the
-learning speed, and two fifths of a step are spent here. Beside each fast path stands the slow, obvious one:
+learning speed, and a third of a step is spent here. Beside each fast path stands the slow, obvious one:
 `generate_naive` is the specification of `generate` in a dozen lines, and a test ties them token for token.
 
 Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM, flash-attention):
@@ -12,7 +12,7 @@ Where we differ from the paper and from the authors' code (Qwen2.5 weights, vLLM
    Qwen3), with head_dim and the MLP width as separate fields, so that such weights could be loaded by renaming, joining
    and, for the rotary pairs, reordering (qwen3_twin in results/beside_transformers.py).
 2) The vocabulary is ours: 256 bytes, then Python pieces, then role tokens. tiktoken does the splitting, nothing is
-   downloaded. With 50k tokens the head and the embedding would be 24 times larger than all layers together.
+   downloaded. With 50k tokens the head and the embedding would be 29 times larger than all layers together.
 3) Two additions, both without effect at first: `values` are value embeddings (after two minutes of warm-up worth .03 to
    .05 nats, at no cost in time), `sharpness` scales the logits (what RL would change first).
 4) Log-probs are returned by the sampler itself and equal those of the training forward (1e-3 in the tests), so that the
@@ -257,7 +257,7 @@ class GPT(nn.Module):
         (M, V).
 
         Padding needs no mask: it stands to the right of everything real, where causal attention never looks. The
-        head is a tenth of a small model's work and prompts need none of it, hence `select`. cache, a list, collects
+        head is an eighth of a small model's work and prompts need none of it, hence `select`. cache, a list, collects
         each layer's (k, v), the sampler's prefill. tree: (position, previous, branch), each (B, T), when a row is a
         prompt with several replies behind it: a reply's tokens see the prompt and their own branch only."""
         T = idx.shape[1]
@@ -631,8 +631,8 @@ def _tried(make, step, z, done):
 
 def _trace(model, dtype, temperature):
     """The CPU's counterpart of a captured graph: a step as a list of operations that torch runs by itself. Python
-    between some 400 small ones costs a third of a step, and as much again on two threads, which wait for each other
-    (the interpreter lock). _tried has places of other sizes, as the trace may hold one for a constant."""
+    between some 300 small ones costs up to a third of a step, and as much again on two threads, which wait for each
+    other (the interpreter lock). _tried has places of other sizes, as the trace may hold one for a constant."""
     steps = vars(model).setdefault("steps", {})                   # of this network: they go when it goes
     if temperature not in steps:
         step, draw = _Step(model, temperature), torch.Generator()

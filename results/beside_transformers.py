@@ -70,7 +70,7 @@ def main():
     ender = copy.deepcopy(model)                # its replies end by themselves, as in self-play:
     with torch.no_grad():                       # a constant channel and its weight: one token in 64 or so is the end
         ender.embed.weight[:, 0], ender.head.weight[END] = 3, 0
-        ender.head.weight[END, 0] = 0.19
+        ender.head.weight[END, 0] = 0.17
     lengths = [len(r) for r in generate(ender, prompts, cfg.max_new, tries=8, dtype=cfg.dtype)[0]]
     for what, net, longest, least, tokens in (
             (f"all replies of {STEPS} tokens", model, STEPS, STEPS, 8 * len(prompts) * STEPS),
