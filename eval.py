@@ -886,7 +886,8 @@ figure, .card { margin: 0; padding: 10px 12px; min-width: 0; background: var(--c
 pre { margin: .3em 0; padding: 8px; overflow-x: auto; background: var(--paper); border: 1px solid var(--rule);
   border-radius: 6px; font: 13px/1.45 ui-monospace, monospace; }
 .try { white-space: pre-wrap; } .right { color: var(--c2); } .wrong { color: var(--c1); }
-.grid + details { margin-top: 10px; } article { align-self: start; } dd { margin: 0; font-family: ui-monospace, monospace; min-width: 0; }
+.grid + details { margin-top: 10px; } article { align-self: start; }
+dd { margin: 0; font-family: ui-monospace, monospace; min-width: 0; }
 dl { margin: .3em 0; display: grid; font-size: 13px; grid-template-columns: max-content 1fr; gap: 2px 10px; }
 """
 
