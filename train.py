@@ -162,7 +162,7 @@ PRESETS = {
     # 12,288 tries 5 s, memory 12 GB (4 the sampler's cache; 158 KB a token that is learnt)
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=6000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.01, steps=100, proposals=256, tasks=512, tries=8,
-                references=4, n_inputs=6, max_new=256, seed_tasks=256, workers=8,
+                references=4, n_inputs=6, max_new=256, lr=3e-4, seed_tasks=256, workers=8,
                 max_lines=12),  # of text: a block has up to four. At 6 two thirds of those of depth 6 are refused
 }
 
