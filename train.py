@@ -99,7 +99,7 @@ class Config:
     warmup_lr: float = 0.011      # Muon, for the matrices of the blocks
     warmup_adam_lr: float = 0.016 # AdamW, for all the rest
     # --- self-play
-    steps: int = 60               # about 4 minutes on 2 cores
+    steps: int = 60               # two and a half minutes on 2 fast cores
     kinds: str = "deduction,abduction,induction"  # drop some to see what each is worth; the batch stays as large
     proposals: int = 40           # proposed tasks a kind and step
     tasks: int = 64               # B: tasks a kind and step that the solver tries; fresh ones first, then the buffer's
@@ -159,7 +159,8 @@ PRESETS = {
                   tasks=8, tries=4, seed_tasks=8, suite_n=6, samples=4, eval_every=2, save_every=1, show_every=1,
                   max_new=96, block_size=256),
     # not measured on a GPU yet. Reckoned: warm-up 4 minutes where there are 8 cores to draw its programs, a step of
-    # 12,288 tries 5 s, memory 12 GB (4 the sampler's cache; 158 KB a token that is learnt)
+    # 12,288 tries 5 s, memory 12 GB (4 the sampler's cache; 158 KB a token that is learnt). lr is named, though it is
+    # the default: it belongs to this size, so rows that have another for the cpu preset's clash with it
     "gpu": dict(n_layer=8, n_embd=384, n_head=6, n_kv_head=2, block_size=512, large=True, warmup_steps=6000,
                 warmup_batch=512, warmup_lr=0.02, warmup_adam_lr=0.01, steps=100, proposals=256, tasks=512, tries=8,
                 references=4, n_inputs=6, max_new=256, lr=3e-4, seed_tasks=256, workers=8,
